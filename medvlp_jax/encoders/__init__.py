@@ -1,0 +1,1 @@
+"""Encoders: pixels or tokens in, features at named levels out."""

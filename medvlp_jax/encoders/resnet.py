@@ -1,0 +1,241 @@
+"""ResNet (arXiv 1512.03385) with the arithmetic of torchvision's `resnet18` ... `resnet152`, stage features."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from medvlp_jax.layers.norm import BatchNorm, StatsScope
+
+# depth -> (block, blocks per stage)
+DEPTHS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "18": ("basic", (2, 2, 2, 2)),
+    "34": ("basic", (3, 4, 6, 3)),
+    "50": ("bottleneck", (3, 4, 6, 3)),
+    "101": ("bottleneck", (3, 4, 23, 3)),
+    "152": ("bottleneck", (3, 8, 36, 3)),
+}
+STEMS: tuple[str, ...] = ("imagenet", "small", "space_to_depth")
+EXPANSION = {"basic": 1, "bottleneck": 4}
+
+_kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class ResNet(nn.Module):
+    """ResNet trunk.
+
+    Attributes:
+        depth: '18', '34', '50', '101' or '152'; sets `block` and `stage_sizes` unless they are given.
+        width: channels of the first stage; stage s has `width * 2**s` (times 4 out of a bottleneck).
+        stem: 'imagenet' = 7x7 stride 2 + 3x3 max-pool; 'space_to_depth' = the same numbers and parameters computed as
+            a 4x4 convolution of 2x2 pixel blocks (for matrix units that starve on 1 or 3 channels; even image sides
+            only); 'small' = 3x3 stride 1, no pooling, for images of 32-64 pixels.
+        stage_sizes, widths, strides: per stage overrides; three stage sizes cut the trunk after stage 3.
+        zero_init_last_bn: zero scale in the last norm of each block, so that blocks start as the identity.
+        in_channels: channels of the stored stem kernel. A one-channel image meets a three-channel kernel through the
+            kernel's sum over input channels, which equals copying the grey channel, at a third of the cost.
+        bn_*: see `medvlp_jax.layers.norm.BatchNorm`.
+        remat: recompute each block in the backward pass.
+        dtype: compute dtype; parameters stay float32.
+    """
+
+    depth: str = "50"
+    width: int = 64
+    stem: Literal["imagenet", "small", "space_to_depth"] = "imagenet"
+    block: Literal["basic", "bottleneck"] | None = None
+    stage_sizes: Sequence[int] | None = None
+    widths: Sequence[int] | None = None
+    strides: Sequence[int] | None = None
+    zero_init_last_bn: bool = False
+    in_channels: int = 3
+    bn_scope: StatsScope = "global"
+    bn_group_size: int = 0
+    bn_views: int = 1
+    bn_momentum: float = 0.9
+    bn_epsilon: float = 1e-5
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+        """Features of normalised images.
+
+        Args:
+            image: [N, H, W, 1 or in_channels] float.
+            train: batch statistics (and mutable `batch_stats`) instead of running ones.
+
+        Returns:
+            'stage1' ... 'stage4' [N, H/4.., W/4.., C] in `dtype`; 'pooled' [N, C] float32, the mean of the last stage.
+
+        Raises:
+            ValueError: unknown depth, stem or block, or an image the stem cannot take.
+        """
+        block, stage_sizes = self._plan()
+        norm = functools.partial(
+            BatchNorm,
+            momentum=self.bn_momentum,
+            epsilon=self.bn_epsilon,
+            stats_scope=self.bn_scope,
+            group_size=self.bn_group_size,
+            views=self.bn_views,
+            dtype=self.dtype,
+        )
+        x = Stem(self.width, self.stem, self.in_channels, self.dtype, name="stem_conv")(image.astype(self.dtype))
+        x = nn.relu(norm(name="stem_norm")(x, train=train))
+        if self.stem != "small":
+            x = max_pool_3x3(x)
+
+        widths = self.widths or [self.width * 2**s for s in range(len(stage_sizes))]
+        strides = self.strides or [1] + [2] * (len(stage_sizes) - 1)
+        if not len(widths) == len(strides) == len(stage_sizes):
+            raise ValueError(
+                f"ResNet got stage_sizes={stage_sizes}, widths={widths}, strides={strides}: lengths differ."
+            )
+        block_class = {"basic": BasicBlock, "bottleneck": Bottleneck}[block]
+        if self.remat:
+            block_class = nn.remat(block_class, static_argnums=(2,))
+        levels: dict[str, jax.Array] = {}
+        for s, (size, width, stride) in enumerate(zip(stage_sizes, widths, strides, strict=True), start=1):
+            for b in range(size):
+                x = block_class(
+                    features=width,
+                    stride=stride if b == 0 else 1,
+                    norm=norm,
+                    zero_init_last_bn=self.zero_init_last_bn,
+                    dtype=self.dtype,
+                    name=f"stage{s}_block{b}",
+                )(x, train)
+            levels[f"stage{s}"] = x
+        levels["pooled"] = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+        return levels
+
+    def _plan(self) -> tuple[str, tuple[int, ...]]:
+        if str(self.depth) not in DEPTHS:
+            raise ValueError(f"ResNet depth={self.depth!r} is unknown. Choose one of {', '.join(DEPTHS)}.")
+        block, stage_sizes = DEPTHS[str(self.depth)]
+        block = self.block or block
+        if block not in EXPANSION:
+            raise ValueError(f"ResNet block={block!r} is unknown. Choose one of {', '.join(EXPANSION)}.")
+        return block, tuple(self.stage_sizes or stage_sizes)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut."""
+
+    features: int
+    stride: int
+    norm: Any
+    zero_init_last_bn: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        conv = functools.partial(Conv, dtype=self.dtype)
+        y = conv(self.features, 3, self.stride, name="conv1")(x)
+        y = nn.relu(self.norm(name="norm1")(y, train=train))
+        y = conv(self.features, 3, name="conv2")(y)
+        y = self.norm(name="norm2", scale_init=_last_scale_init(self.zero_init_last_bn))(y, train=train)
+        return nn.relu(y + _shortcut(x, y.shape[-1], self.stride, conv, self.norm, train))
+
+
+class Bottleneck(nn.Module):
+    """1x1 down, 3x3 (which carries the stride), 1x1 up by 4, and a shortcut."""
+
+    features: int
+    stride: int
+    norm: Any
+    zero_init_last_bn: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        conv = functools.partial(Conv, dtype=self.dtype)
+        y = conv(self.features, 1, name="conv1")(x)
+        y = nn.relu(self.norm(name="norm1")(y, train=train))
+        y = conv(self.features, 3, self.stride, name="conv2")(y)
+        y = nn.relu(self.norm(name="norm2")(y, train=train))
+        y = conv(self.features * EXPANSION["bottleneck"], 1, name="conv3")(y)
+        y = self.norm(name="norm3", scale_init=_last_scale_init(self.zero_init_last_bn))(y, train=train)
+        return nn.relu(y + _shortcut(x, y.shape[-1], self.stride, conv, self.norm, train))
+
+
+def _last_scale_init(zero: bool):
+    return nn.initializers.zeros if zero else nn.initializers.ones
+
+
+def _shortcut(x: jax.Array, features: int, stride: int, conv, norm, train: bool) -> jax.Array:
+    if stride == 1 and x.shape[-1] == features:
+        return x
+    return norm(name="shortcut_norm")(conv(features, 1, stride, name="shortcut_conv")(x), train=train)
+
+
+class Conv(nn.Module):
+    """Bias-free convolution with symmetric padding `(size - 1) / 2`; kernel [size, size, in, out]."""
+
+    features: int
+    size: int
+    stride: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", _kernel_init, shape, jnp.float32).astype(self.dtype)
+        x = x.astype(self.dtype)
+        if self.size == 1:
+            # A matrix product: the gradient of a 1x1 convolution is far slower than that of a dot on CPU.
+            return x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
+        return conv2d(x, kernel, self.stride, (self.size - 1) // 2)
+
+
+class Stem(nn.Module):
+    """First convolution; the kernel is always stored as torchvision stores it (7x7, or 3x3 for 'small')."""
+
+    features: int
+    form: str
+    in_channels: int = 3
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> jax.Array:
+        if self.form not in STEMS:
+            raise ValueError(f"ResNet stem={self.form!r} is unknown. Choose one of {', '.join(STEMS)}.")
+        channels = image.shape[-1]
+        if channels not in (1, self.in_channels):
+            raise ValueError(f"ResNet takes images with 1 or {self.in_channels} channels, got shape {image.shape}.")
+        size = 3 if self.form == "small" else 7
+        kernel = self.param("kernel", _kernel_init, (size, size, self.in_channels, self.features), jnp.float32)
+        if channels < self.in_channels:
+            kernel = jnp.sum(kernel, axis=2, keepdims=True)
+        kernel = kernel.astype(self.dtype)
+        if self.form == "small":
+            return conv2d(image, kernel, 1, 1)
+        if self.form == "imagenet":
+            return conv2d(image, kernel, 2, 3)
+        return space_to_depth_conv(image, kernel)
+
+
+def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    """NHWC convolution with `padding` zeros on every side (`SAME` pads differently at stride 2)."""
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def space_to_depth_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The 7x7 stride 2 padding 3 convolution as a 4x4 stride 1 one over 2x2 pixel blocks. Equal up to rounding."""
+    n, h, w, c = x.shape
+    if h % 2 or w % 2:
+        raise ValueError(f"ResNet stem='space_to_depth' needs even image sides, got {h}x{w}. Use stem='imagenet'.")
+    x = x.reshape(n, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(n, h // 2, w // 2, 4 * c)
+    kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))  # 8x8, whose taps start on an even pixel
+    kernel = kernel.reshape(4, 2, 4, 2, c, -1).transpose(0, 2, 1, 3, 4, 5).reshape(4, 4, 4 * c, -1)
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), [(2, 1), (2, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def max_pool_3x3(x: jax.Array) -> jax.Array:
+    """3x3 max-pool with stride 2 and -inf padding of 1."""
+    return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))

@@ -1,0 +1,158 @@
+"""Self-attention and feed-forward blocks that ViT and BERT share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+# Finite, so that a row whose every key is masked gives a uniform distribution and not NaN.
+MASKED = -1e9
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {}
+
+
+def _activation(*names: str):
+    def register(function):
+        ACTIVATIONS.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+@_activation("gelu")
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact GELU, x * Phi(x) through erf (`jax.nn.gelu` takes the slower erfc)."""
+    return 0.5 * x * (1.0 + jax.lax.erf(x * (2.0**-0.5)))
+
+
+@_activation("gelu_new", "gelu_pytorch_tanh")
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    """GELU in its tanh approximation."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+@_activation("quick_gelu")
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x * sigmoid(1.702 x), the activation of CLIP."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+@_activation("relu")
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0)."""
+    return jax.nn.relu(x)
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """The activation called `name` in a transformers config.json; raises ValueError naming the known ones."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"Activation {name!r} is unknown. Choose one of {', '.join(sorted(ACTIVATIONS))}.")
+    return ACTIVATIONS[name]
+
+
+def layer_norm(epsilon: float, dtype: Any, name: str) -> nn.LayerNorm:
+    """LayerNorm with a two-pass variance."""
+    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
+
+
+def key_bias(mask: jax.Array) -> jax.Array:
+    """Turns a key mask [B, L] (True or 1 = attend) into an additive float32 bias [B, 1, 1, L]."""
+    return jnp.where(mask.astype(bool), 0.0, MASKED).astype(jnp.float32)[:, None, None, :]
+
+
+class HeadProjection(nn.Module):
+    """Owner of the kernel [in, heads, head_dim] and bias [heads, head_dim] of a query, key or value projection."""
+
+    heads: int
+    head_dim: int
+    use_bias: bool
+    kernel_init: Any
+
+    @nn.compact
+    def __call__(self, width: int) -> tuple[jax.Array, jax.Array | None]:
+        shape = (width, self.heads, self.head_dim)
+        kernel = self.param("kernel", _flat_init(self.kernel_init, (width, self.heads * self.head_dim)), shape)
+        bias = self.param("bias", nn.initializers.zeros, shape[1:]) if self.use_bias else None
+        return kernel, bias
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention: params `query`, `key`, `value` [E, H, D] and `out` [H, D, E], each with a bias.
+
+    The three input projections are separate parameters and one matrix product. Softmax is float32.
+    """
+
+    heads: int
+    dropout: float = 0.0
+    qkv_bias: bool = True
+    kernel_init: Any = nn.initializers.normal(0.02)
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, bias: jax.Array | None = None, *, train: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
+        """Attends within x [B, L, E].
+
+        Args:
+            bias: added to the logits, broadcastable to [B, H, L, L]; see `key_bias`.
+            train: apply dropout to the attention weights (rng 'dropout').
+
+        Returns:
+            Output [B, L, E] and attention weights [B, H, L, L] (before dropout).
+        """
+        width = x.shape[-1]
+        if width % self.heads:
+            raise ValueError(f"Attention width {width} is not divisible by heads={self.heads}.")
+        head_dim = width // self.heads
+        projections = [
+            HeadProjection(self.heads, head_dim, self.qkv_bias, self.kernel_init, name=name)(width)
+            for name in ("query", "key", "value")
+        ]
+        kernel = jnp.stack([kernel for kernel, _ in projections], axis=1).astype(self.dtype)
+        qkv = jax.lax.dot_general(x.astype(self.dtype), kernel, (((x.ndim - 1,), (0,)), ((), ())))
+        if self.qkv_bias:
+            qkv = qkv + jnp.stack([bias for _, bias in projections]).astype(self.dtype)
+        query, key, value = (qkv[:, :, i] for i in range(3))  # [B, L, H, D]
+
+        logits = jnp.einsum("blhd,bmhd->bhlm", query * head_dim**-0.5, key)
+        logits = logits.astype(jnp.float32)
+        if bias is not None:
+            logits = logits + bias
+        weights = jax.nn.softmax(logits, axis=-1)
+        dropped = nn.Dropout(self.dropout, deterministic=not train)(weights)
+        mixed = jnp.einsum("bhlm,bmhd->blhd", dropped.astype(self.dtype), value)
+        out = nn.DenseGeneral(
+            width,
+            axis=(-2, -1),
+            dtype=self.dtype,
+            kernel_init=_flat_init(self.kernel_init, (width, width)),
+            name="out",
+        )(mixed)
+        return out, weights
+
+
+class FeedForward(nn.Module):
+    """Dense, activation, dense: params `up` and `down`."""
+
+    hidden: int
+    activation: str = "gelu"
+    kernel_init: Any = nn.initializers.normal(0.02)
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=self.kernel_init, name="up")(x)
+        h = activation(self.activation)(h)
+        return nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=self.kernel_init, name="down")(h)
+
+
+def _flat_init(init, flat_shape: tuple[int, int]):
+    """Initialises a head-split kernel with the fans of the flat matrix."""
+
+    def initialize(key, shape, dtype=jnp.float32):
+        return init(key, flat_shape, dtype).reshape(shape)
+
+    return initialize

@@ -1,0 +1,123 @@
+"""Batch normalisation whose statistics scope is stated, never an accident of how the batch is sharded."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+StatsScope = Literal["global", "group", "frozen"]
+SCOPES: tuple[str, ...] = ("global", "group", "frozen")
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last, with the running statistics of torch.
+
+    Inputs hold ``N = B * views`` rows, example-major: example 0 view 0, example 0 view 1, ..., example 1 view 0, ...
+
+    ``stats_scope`` (used with ``train=True``):
+        ``global``  statistics over all N rows. Under a global-view ``jit`` these are the rows of *all* devices.
+        ``group``   statistics of each run of ``group_size`` consecutive examples, separately for each view: what one
+                    process of a data-parallel run sees when it holds ``group_size`` examples and passes the views one
+                    by one. Running averages take the mean over groups and fold the views in one after another.
+        ``frozen``  running statistics, never updated; scale and bias stay trainable.
+    With ``train=False`` every one normalises with the running statistics.
+
+    Statistics are float32 and two-pass whatever the input dtype; the running variance is unbiased (n - 1), the one
+    used to normalise is biased, as in torch. ``momentum`` is the share *kept* (torch ``momentum=0.1`` is 0.9 here).
+
+    Variables: ``params/{scale,bias}`` (C,), ``batch_stats/{mean,var}`` (C,), all float32.
+    """
+
+    use_scale: bool = True
+    use_bias: bool = True
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    stats_scope: StatsScope = "global"
+    group_size: int = 0
+    views: int = 1
+    dtype: Any = None
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Normalises x [N, ..., C]; returns the same shape in ``dtype`` (default: the dtype of x).
+
+        Raises:
+            ValueError: unknown scope, rows that do not split into views or groups, or fewer than two values per
+                channel to take statistics from.
+        """
+        if self.stats_scope not in SCOPES:
+            raise ValueError(
+                f"BatchNorm stats_scope={self.stats_scope!r} is unknown. Choose one of {', '.join(SCOPES)}."
+            )
+        channels = x.shape[-1]
+        scale = self.param("scale", self.scale_init, (channels,), jnp.float32) if self.use_scale else None
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32) if self.use_bias else None
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
+        dtype = self.dtype or x.dtype
+
+        if not train or self.stats_scope == "frozen":
+            return _normalize(x, running_mean.value, running_var.value, scale, bias, self.epsilon).astype(dtype)
+
+        # init may see a batch of any size: it needs shapes, not groups, and leaves the running statistics alone.
+        if self.is_initializing() or self.stats_scope == "global":
+            rows = x[None]
+            axes = tuple(range(1, x.ndim))
+        else:
+            rows = _split_groups(x, self.group_size, self.views)
+            axes = (1, *range(3, x.ndim + 1))
+        mean, var, count = _moments(rows, axes)
+        y = _normalize(rows, mean, var, scale, bias, self.epsilon).reshape(x.shape).astype(dtype)
+
+        if not self.is_initializing():
+            if count < 2:
+                raise ValueError(
+                    f"BatchNorm in training needs at least 2 values per channel, got {count} from input {x.shape} "
+                    f"with stats_scope={self.stats_scope!r}. Use a larger batch or group_size, or stats_scope='frozen'."
+                )
+            views = self.views if self.stats_scope == "group" else 1
+            means_VxC = jnp.mean(mean.reshape(-1, views, channels), axis=0)
+            vars_VxC = jnp.mean(var.reshape(-1, views, channels), axis=0) * (count / (count - 1))
+            for view in range(views):
+                running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * means_VxC[view]
+                running_var.value = self.momentum * running_var.value + (1 - self.momentum) * vars_VxC[view]
+        return y
+
+
+def _split_groups(x: jax.Array, group_size: int, views: int) -> jax.Array:
+    """[B * views, ..., C] -> [B / group_size, group_size, views, ..., C]."""
+    if group_size < 1 or views < 1:
+        raise ValueError(
+            f"BatchNorm stats_scope='group' needs group_size >= 1 and views >= 1, "
+            f"got group_size={group_size}, views={views}."
+        )
+    if x.shape[0] % views:
+        raise ValueError(f"BatchNorm got {x.shape[0]} rows, which are not a multiple of views={views}.")
+    examples = x.shape[0] // views
+    if examples % group_size:
+        raise ValueError(
+            f"BatchNorm group_size={group_size} does not divide the batch of {examples} examples. "
+            f"Use a batch size that is a multiple of {group_size}, another group_size, or stats_scope='global'."
+        )
+    return x.reshape(examples // group_size, group_size, views, *x.shape[1:])
+
+
+def _moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array, int]:
+    """Mean and biased variance (float32, axes kept) and the number of values behind each."""
+    count = 1
+    for axis in axes:
+        count *= x.shape[axis]
+    x = x.astype(jnp.float32)
+    mean = jnp.mean(x, axis=axes, keepdims=True)
+    var = jnp.mean(jnp.square(x - mean), axis=axes, keepdims=True)
+    return mean, var, count
+
+
+def _normalize(x, mean, var, scale, bias, epsilon: float) -> jax.Array:
+    factor = jax.lax.rsqrt(var + epsilon)
+    if scale is not None:
+        factor = factor * scale
+    y = (x.astype(jnp.float32) - mean) * factor
+    return y if bias is None else y + bias
