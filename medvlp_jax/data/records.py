@@ -1,0 +1,247 @@
+"""The one shape of a record, and random access to records on disk without TensorFlow.
+
+Every builder under `tfds_builders/` writes `features()`; every reader uses `RecordSource`. Files are ArrayRecord in
+the layout of TensorFlow Datasets: `<data_dir>/<name>/[<config>/]<version>/`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medvlp_jax.data.labels import CHEXPERT_LABELS
+
+SPLITS = ("train", "validation", "test")
+SOURCE = "_source"
+"""Key under which a builder may add {"patient_id", "study_id", "image_id": raw str, "sha256", "file"} to an example:
+it goes to the side table `ids.csv`, never into the record."""
+
+_TEXT = ("findings", "impression", "report", "view")
+
+
+def features() -> Any:
+    """The `tfds.features.FeaturesDict` that every record has.
+
+    Images are handed over as encoded bytes (grey PNG or JPEG); text is UTF-8, "" when absent; `labels` is int8 (14,)
+    in the order of `labels.CHEXPERT_LABELS`; ids are `hashed_id`s; boxes are [ymin, xmin, ymax, xmax] in 0..1.
+    """
+    import tensorflow_datasets as tfds
+
+    f = tfds.features
+    return f.FeaturesDict(
+        {
+            "image": f.Image(shape=(None, None, 1), dtype=np.uint8, encoding_format="png"),
+            "findings": f.Text(),
+            "impression": f.Text(),
+            "report": f.Text(),
+            "has_findings": f.Scalar(np.bool_),
+            "has_impression": f.Scalar(np.bool_),
+            "sentences": f.Sequence(f.Text()),
+            "labels": f.Tensor(shape=(len(CHEXPERT_LABELS),), dtype=np.int8),
+            "view": f.Text(),
+            "patient_id": f.Scalar(np.int64),
+            "study_id": f.Scalar(np.int64),
+            "image_id": f.Scalar(np.int64),
+            "boxes": f.Sequence(
+                {"box": f.Tensor(shape=(4,), dtype=np.float32), "finding": f.Text(), "sentence": np.int32}
+            ),
+            "masks": f.Sequence({"mask": f.Text(), "finding": f.Text()}),
+            "lung_mask": f.Text(),
+            "public": f.Scalar(np.bool_),
+        }
+    )
+
+
+def dataset_info(builder: Any, description: str) -> Any:
+    """For a builder's `_info`: the `tfds.core.DatasetInfo` with `features()`."""
+    import tensorflow_datasets as tfds
+
+    return tfds.core.DatasetInfo(builder=builder, description=description, features=features())
+
+
+def example(
+    *,
+    image: bytes,
+    patient_id: str,
+    study_id: str,
+    image_id: str,
+    findings: str = "",
+    impression: str = "",
+    report: str = "",
+    sentences: list[str] | None = None,
+    labels: np.ndarray | None = None,
+    view: str = "",
+    boxes: list[dict[str, Any]] | None = None,
+    masks: list[dict[str, Any]] | None = None,
+    lung_mask: bytes = b"",
+    public: bool = False,
+    source: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """One example as a builder yields it, with every field filled; raw ids are hashed here and kept in the side table.
+
+    Args: image: encoded PNG or JPEG, grey. patient_id, study_id, image_id: raw ids. labels: int8 (14,), default all -2.
+      boxes: [{"box": [ymin, xmin, ymax, xmax] in 0..1, "finding": str, "sentence": int or -1}]. masks: [{"mask": PNG
+      bytes, "finding": str}]. source: more columns for `ids.csv` ("sha256", "file").
+    """
+    return {
+        "image": image,
+        "findings": findings,
+        "impression": impression,
+        "report": report,
+        "has_findings": bool(findings.strip()),
+        "has_impression": bool(impression.strip()),
+        "sentences": list(sentences or []),
+        "labels": np.full(len(CHEXPERT_LABELS), -2, np.int8) if labels is None else np.asarray(labels, np.int8),
+        "view": view,
+        "patient_id": hashed_id(patient_id),
+        "study_id": hashed_id(study_id),
+        "image_id": hashed_id(image_id),
+        "boxes": [{**box, "box": np.asarray(box["box"], np.float32)} for box in boxes or []],
+        "masks": list(masks or []),
+        "lung_mask": lung_mask,
+        "public": bool(public),
+        SOURCE: {"patient_id": patient_id, "study_id": study_id, "image_id": image_id, **(source or {})},
+    }
+
+
+def hashed_id(raw: str) -> int:
+    """Raw id -> the first 8 bytes of its BLAKE2b digest as a signed (big-endian) 64-bit integer."""
+    return int.from_bytes(hashlib.blake2b(str(raw).encode()).digest()[:8], "big", signed=True)
+
+
+def text_hash(text: str) -> int:
+    """31-bit hash (0 .. 2**31 - 1) of the lower-cased text with white space collapsed: equal texts, equal hashes."""
+    words = " ".join(text.lower().split())
+    return int.from_bytes(hashlib.blake2b(words.encode("utf-8", "replace")).digest()[:4], "big") & 0x7FFFFFFF
+
+
+def prepared_folder(data_dir: str | os.PathLike[str], name: str) -> Path:
+    """The folder of the newest version of a prepared data set.
+
+    Args: name: "cxr_phantom", or "cxr_phantom/<config>"; without a config there must be only one.
+    Raises: FileNotFoundError with the command that prepares it; ValueError when several configs are there.
+    """
+    root = Path(data_dir)
+    for part in name.split("/"):
+        root = root / part
+    patterns = ["*/dataset_info.json"] if "/" in name else ["*/dataset_info.json", "*/*/dataset_info.json"]
+    by_parent: dict[Path, list[Path]] = {}
+    for pattern in patterns:
+        for info in root.glob(pattern):
+            if _version(info.parent.name):
+                by_parent.setdefault(info.parent.parent, []).append(info.parent)
+    if not by_parent:
+        raise FileNotFoundError(
+            f"The data set {name!r} is not prepared under {os.fspath(data_dir)!r}. "
+            f"Prepare it with: python -m medvlp_jax.prepare {name} --data_dir {os.fspath(data_dir)}"
+        )
+    if len(by_parent) > 1:
+        known = ", ".join(sorted(f"{name}/{parent.name}" if parent != root else name for parent in by_parent))
+        raise ValueError(
+            f"Several configs of {name!r} are prepared under {os.fspath(data_dir)!r}; choose one of: {known}."
+        )
+    (versions,) = by_parent.values()
+    return max(versions, key=lambda folder: _version(folder.name))
+
+
+def _version(text: str) -> tuple[int, ...]:
+    match = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", text)
+    return tuple(int(number) for number in match.groups()) if match else ()
+
+
+class RecordSource:
+    """Random access to the records of one split: `len(source)`, `source[i]`.
+
+    A record is a dict: `image` and `lung_mask` encoded bytes; text as str; `sentences` list of str; `labels` int8
+    (14,); ids int64 and flags bool scalars; `boxes` = {"box": float32 (N, 4), "finding": N str, "sentence": int32
+    (N,)}; `masks` = {"mask": list of PNG bytes, "finding": list of str}. Files are opened on first use, once per
+    process, so a source may be pickled, forked, and read from several threads.
+
+    Args: data_dir: root of the prepared data sets. name: data set, or data set/config. split: "train", "validation",
+      "test", or a slice such as "train[:10%]".
+    Raises: FileNotFoundError naming the prepare command; ValueError listing the splits that exist.
+    """
+
+    def __init__(self, data_dir: str | os.PathLike[str], name: str, split: str = "train"):
+        self.data_dir, self.name, self.split = os.fspath(data_dir), name, split
+        self.folder = prepared_folder(data_dir, name)
+        self._reset()
+        self._length = len(self._records())
+
+    def _reset(self) -> None:
+        self._opened: Any = None
+        self._pid = -1
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_opened", "_pid", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    def __repr__(self) -> str:
+        return f"RecordSource({self.data_dir!r}, {self.name!r}, {self.split!r})"
+
+    def __len__(self) -> int:
+        return self._length
+
+    def _records(self) -> Any:
+        if self._pid != os.getpid():  # never share open files with a forked parent
+            if self._pid != -1:
+                self._lock = threading.Lock()  # the parent may have held it while forking
+            with self._lock:
+                if self._pid != os.getpid():
+                    self._opened, self._pid = self._open(), os.getpid()
+        return self._opened
+
+    def _open(self) -> Any:
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder_from_directory(os.fspath(self.folder))
+        base = self.split.split("[")[0]
+        if base not in builder.info.splits:
+            raise ValueError(f"{self.name!r} has no split {base!r}; it has: {', '.join(sorted(builder.info.splits))}.")
+        return builder.as_data_source(split=self.split, decoders={"image": tfds.decode.SkipDecoding()})
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        index = int(index)
+        if not -self._length <= index < self._length:
+            raise IndexError(f"Record {index} of {self!r}, which has {self._length} records.")
+        raw = self._records()[index % self._length]
+        record = dict(raw)
+        for field in _TEXT:
+            record[field] = _string(raw[field])
+        record["sentences"] = [_string(sentence) for sentence in raw["sentences"]]
+        record["image"], record["lung_mask"] = bytes(raw["image"]), bytes(raw["lung_mask"])
+        boxes, masks = (
+            _columns(raw["boxes"], ("box", "finding", "sentence")),
+            _columns(raw["masks"], ("mask", "finding")),
+        )
+        record["boxes"] = {
+            "box": np.asarray(boxes["box"], np.float32).reshape(-1, 4),
+            "finding": [_string(finding) for finding in boxes["finding"]],
+            "sentence": np.asarray(boxes["sentence"], np.int32).reshape(-1),
+        }
+        record["masks"] = {
+            "mask": [bytes(mask) for mask in masks["mask"]],
+            "finding": [_string(finding) for finding in masks["finding"]],
+        }
+        return record
+
+
+def _string(value: Any) -> str:
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+
+def _columns(sequence: Any, names: tuple[str, ...]) -> dict[str, list[Any]]:
+    """A sequence of dicts, stored row-wise or column-wise -> columns."""
+    if isinstance(sequence, dict):
+        return {name: list(sequence[name]) for name in names}
+    return {name: [row[name] for row in sequence] for name in names}
