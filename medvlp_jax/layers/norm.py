@@ -1,5 +1,6 @@
 """Batch normalisation whose statistics scope is stated, never an accident of how the batch is sharded."""
 
+import math
 from typing import Any, Literal
 
 import jax
@@ -40,8 +41,11 @@ class BatchNorm(nn.Module):
     scale_init: nn.initializers.Initializer = nn.initializers.ones
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, valid_N: jax.Array | None = None) -> jax.Array:
         """Normalises x [N, ..., C]; returns the same shape in ``dtype`` (default: the dtype of x).
+
+        ``valid_N`` (bool) keeps rows out of the statistics, e.g. reports without the section; they are normalised all
+        the same. Every group needs at least two valid values, or its running update is that of zero variance.
 
         Raises:
             ValueError: unknown scope, rows that do not split into views or groups, or fewer than two values per
@@ -68,18 +72,21 @@ class BatchNorm(nn.Module):
         else:
             rows = _split_groups(x, self.group_size, self.views)
             axes = (1, *range(3, x.ndim + 1))
-        mean, var, count = _moments(rows, axes)
+        if valid_N is not None:
+            valid_N = valid_N.reshape(*rows.shape[: rows.ndim - x.ndim + 1], *[1] * (x.ndim - 1))
+        mean, var, count = _moments(rows, axes, valid_N)
         y = _normalize(rows, mean, var, scale, bias, self.epsilon).reshape(x.shape).astype(dtype)
 
         if not self.is_initializing():
-            if count < 2:
+            if isinstance(count, int) and count < 2:
                 raise ValueError(
                     f"BatchNorm in training needs at least 2 values per channel, got {count} from input {x.shape} "
                     f"with stats_scope={self.stats_scope!r}. Use a larger batch or group_size, or stats_scope='frozen'."
                 )
             views = self.views if self.stats_scope == "group" else 1
             means_VxC = jnp.mean(mean.reshape(-1, views, channels), axis=0)
-            vars_VxC = jnp.mean(var.reshape(-1, views, channels), axis=0) * (count / (count - 1))
+            unbiased = var * (count / jnp.maximum(count - 1, 1))
+            vars_VxC = jnp.mean(unbiased.reshape(-1, views, channels), axis=0)
             for view in range(views):
                 running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * means_VxC[view]
                 running_var.value = self.momentum * running_var.value + (1 - self.momentum) * vars_VxC[view]
@@ -104,15 +111,18 @@ def _split_groups(x: jax.Array, group_size: int, views: int) -> jax.Array:
     return x.reshape(examples // group_size, group_size, views, *x.shape[1:])
 
 
-def _moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array, int]:
+def _moments(
+    x: jax.Array, axes: tuple[int, ...], valid: jax.Array | None
+) -> tuple[jax.Array, jax.Array, int | jax.Array]:
     """Mean and biased variance (float32, axes kept) and the number of values behind each."""
-    count = 1
-    for axis in axes:
-        count *= x.shape[axis]
     x = x.astype(jnp.float32)
-    mean = jnp.mean(x, axis=axes, keepdims=True)
-    var = jnp.mean(jnp.square(x - mean), axis=axes, keepdims=True)
-    return mean, var, count
+    if valid is None:
+        mean = jnp.mean(x, axis=axes, keepdims=True)
+        return mean, jnp.mean(jnp.square(x - mean), axis=axes, keepdims=True), math.prod(x.shape[a] for a in axes)
+    weight = jnp.broadcast_to(valid, (*x.shape[:-1], 1)).astype(jnp.float32)
+    count = jnp.sum(weight, axis=axes, keepdims=True)
+    mean = jnp.sum(weight * x, axis=axes, keepdims=True) / jnp.maximum(count, 1)
+    return mean, jnp.sum(weight * jnp.square(x - mean), axis=axes, keepdims=True) / jnp.maximum(count, 1), count
 
 
 def _normalize(x, mean, var, scale, bias, epsilon: float) -> jax.Array:
