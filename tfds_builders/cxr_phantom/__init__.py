@@ -1,0 +1,1 @@
+"""Rendered chest X-rays with sectioned reports, labels, boxes and masks: data that anyone may use and show."""

@@ -1,0 +1,101 @@
+"""Drawing patient-frame curves into pixel planes, the same shape at every image size."""
+
+import cv2
+import numpy as np
+
+from tfds_builders.cxr_phantom.anatomy import Pose, ribbon
+
+_SHIFT = 5  # OpenCV polygon coordinates are fixed point with this many fractional bits
+
+
+class Canvas:
+    """Square uint8 planes of `size` pixels seen through a pose (zoom, rotation, shift)."""
+
+    def __init__(self, size: int, pose: Pose):
+        self.size = size
+        angle = np.deg2rad(pose.angle)
+        c, s = np.cos(angle) * pose.zoom, np.sin(angle) * pose.zoom
+        self._linear = np.array([[c, -s], [s, c]])
+        self._offset = np.array([0.5, 0.5]) + pose.shift
+        self.zoom = pose.zoom
+
+    def film(self, points) -> np.ndarray:
+        """Patient frame [..., 2] to film coordinates in 0..1 (x to the right, y down)."""
+        return (np.asarray(points) - (0.0, 0.5)) @ self._linear.T + self._offset
+
+    def fixed(self, points, size: int | None = None) -> np.ndarray:
+        """Patient frame [..., 2] to OpenCV's fixed-point pixels, int32."""
+        pixels = self.film(points) * (size or self.size) - 0.5
+        return np.rint(pixels * (1 << _SHIFT)).astype(np.int32)
+
+    def fill(self, plane: np.ndarray, points, level: int = 255) -> np.ndarray:
+        """Draws a filled, antialiased polygon into the plane, in place."""
+        cv2.fillPoly(plane, [self.fixed(points, plane.shape[0])], int(level), cv2.LINE_AA, _SHIFT)
+        return plane
+
+    def fill_many(self, plane: np.ndarray, outlines, level: int) -> np.ndarray:
+        """Draws polygons [P, N, 2] one after the other; later ones overwrite."""
+        for outline in self.fixed(outlines, plane.shape[0]):
+            cv2.fillPoly(plane, [outline], int(level), cv2.LINE_AA, _SHIFT)
+        return plane
+
+    def lines(self, plane: np.ndarray, paths, widths, levels, *, closed: bool = False) -> np.ndarray:
+        """Draws paths [P, N, 2], each `widths[p]` patient-frame units wide.
+
+        Thinner than a pixel, a line gets fainter instead of wider, so that it carries the same weight at every size.
+        """
+        scale = plane.shape[0] * self.zoom
+        for path, width, level in zip(self.fixed(paths, plane.shape[0]), widths, levels, strict=True):
+            thickness = max(1, round(width * scale))
+            level = int(level * min(1.0, width * scale / thickness))
+            cv2.polylines(plane, [path], closed, level, thickness, cv2.LINE_AA, _SHIFT)
+        return plane
+
+    def line(self, plane: np.ndarray, path, width: float, level: float = 255, *, closed: bool = False) -> np.ndarray:
+        return self.lines(plane, np.asarray(path)[None], [width], [level], closed=closed)
+
+    def band(self, plane: np.ndarray, path, half_width, level: int = 255) -> np.ndarray:
+        return self.fill(plane, ribbon(np.asarray(path, np.float64), half_width), level)
+
+    def plane(self, size: int | None = None) -> np.ndarray:
+        return np.zeros((size or self.size,) * 2, np.uint8)
+
+    def mask(self, *outlines) -> np.ndarray:
+        """Union of polygons as uint8 0/255."""
+        plane = self.plane()
+        for outline in outlines:
+            self.fill(plane, outline)
+        return plane
+
+    def soft(self, *outlines, blur: float, levels=None) -> np.ndarray:
+        """Polygons with a penumbra of `blur` patient-frame units (a standard deviation), float32 in 0..1.
+
+        Wide penumbras are drawn small and enlarged: they hold no detail, and this is several times faster.
+        """
+        sigma = blur * self.size * self.zoom
+        factor = 1
+        while sigma / factor > 3.0 and self.size // (factor * 2) >= 16 and self.size % (factor * 2) == 0:
+            factor *= 2
+        small = self.plane(self.size // factor)
+        for outline, level in zip(outlines, levels or [255] * len(outlines), strict=True):
+            self.fill(small, outline, level)
+        return self.enlarge(soften(small, sigma / factor))
+
+    def enlarge(self, plane: np.ndarray) -> np.ndarray:
+        """uint8 or float plane of any size to float32 0..1 (uint8) or unchanged range (float) at full size."""
+        plane = plane.astype(np.float32) * (1 / 255) if plane.dtype == np.uint8 else plane
+        if plane.shape[0] != self.size:
+            plane = cv2.resize(plane, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
+        return plane
+
+    def clouds(self, rng: np.random.Generator, cells: int) -> np.ndarray:
+        """Smooth random field, about unit variance, float32 at full size."""
+        grid = rng.standard_normal((cells, cells), dtype=np.float32)
+        return cv2.resize(grid, (self.size, self.size), interpolation=cv2.INTER_CUBIC) * 1.35
+
+
+def soften(plane: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian blur by `sigma` pixels; planes stay in their dtype."""
+    if sigma < 0.25:
+        return plane
+    return cv2.GaussianBlur(plane, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)

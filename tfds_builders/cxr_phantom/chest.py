@@ -1,0 +1,183 @@
+"""The picture: absorption of a normal chest summed organ by organ, then exposed like a film.
+
+X-rays obey Beer's law, so organs add their line integrals of absorption. `Chest.absorption` is that sum; findings add
+theirs (`findings.py`); `Chest.expose` turns it into grey levels with scatter, saturation, grain and collimation.
+"""
+
+import functools
+
+import cv2
+import numpy as np
+
+from tfds_builders.cxr_phantom.anatomy import SIDES, Anatomy, ellipse, ribbon, stream
+from tfds_builders.cxr_phantom.canvas import Canvas, soften
+
+
+class Chest:
+    """A rendered chest: `absorption` float32 [S, S] (0 in air, about 0.3 in lung, 1.7 in the mediastinum)."""
+
+    def __init__(self, anatomy: Anatomy, size: int):
+        self.anatomy, self.canvas = anatomy, Canvas(size, anatomy.pose)
+        self.lung_masks = {side: self.canvas.mask(anatomy.lung(side)) for side in SIDES}
+        self.torso_mask = self.canvas.mask(anatomy.torso())
+        self.rng = stream(anatomy.pose.image_seed, 1)
+        self.vessels = self._vessels()
+        self.absorption = self._soft_tissue()
+        self.absorption += self._bones()
+        self.absorption += self.vessels
+
+    @functools.cached_property
+    def lungs(self) -> np.ndarray:
+        """Both lungs, uint8 0/255."""
+        return cv2.max(self.lung_masks["right"], self.lung_masks["left"])
+
+    def _soft_tissue(self) -> np.ndarray:
+        a, c, body = self.anatomy, self.canvas, self.anatomy.body
+        size = c.size
+        heavy = 1 + 0.16 * body.habitus
+        # Large smooth organs: drawn at a quarter of the size.
+        torso = cv2.resize(self.torso_mask, (max(32, size // 4),) * 2, interpolation=cv2.INTER_AREA)
+        rim = soften(torso, 0.05 * torso.shape[0]).astype(np.float32) / 255
+        body_plane = torso.astype(np.float32) * (1 / 255) * (0.42 + 0.62 * np.clip(2 * rim - 1, 0, 1)) * heavy
+        small = Canvas(torso.shape[0], a.pose)
+        chest_wall = [ellipse((s * 0.47, 0.17), (0.11, 0.12)) for s in (-1, 1)]
+        body_plane += 0.22 * heavy * small.soft(*chest_wall, blur=0.05)
+        for side, s in SIDES.items():  # breasts hang over the lower zones, and hide or mimic what lies there
+            if body.breast > 0.05:
+                width, y = 0.13 + 0.03 * body.breast, a.apex_y + a.lung_height * (0.84 + 0.08 * body.habitus)
+                x = s * 0.235 * body.width
+                tissue = ellipse((x, y), (width, 0.10 + 0.035 * body.breast), s * 0.25)
+                body_plane += 0.26 * body.breast * small.soft(tissue, blur=0.022)
+            top = a.lung_point(side, np.linspace(-0.1, 1.02, 12), 1.0)
+            abdomen = np.concatenate([top, [(s * 0.6, 1.3), (0, 1.3)]])
+            body_plane += (0.24 if side == "right" else 0.18) * small.soft(abdomen, blur=0.012)
+        bubble = ellipse((0.16 + 0.03 * body.heart_turn, float(a.dome("left", 0.45)) + 0.065), (0.055, 0.033), 0.2)
+        body_plane -= 0.2 * small.soft(bubble, blur=0.008)
+        plane = c.enlarge(body_plane)
+
+        edge = soften(self.lungs, 0.0045 * size).astype(np.float32)
+        deep = c.enlarge(
+            soften(cv2.resize(self.lungs, torso.shape, interpolation=cv2.INTER_AREA), torso.shape[0] * 0.04)
+        )
+        # Inside the lungs most of the path is air; towards their rim the path through the chest wall grows.
+        plane *= 1 - edge * (0.56 / 255)
+        plane -= edge * (0.13 / 255) * deep
+        plane += 0.52 * c.soft(a.heart(), blur=0.007)
+        plane += 0.18 * c.soft(a.heart(), blur=0.03)
+        plane += 0.33 * c.soft(a.great_vessels(), blur=0.006)
+        plane += 0.10 * c.soft(ribbon(a.spine(), 0.05), blur=0.02)
+        air = c.plane()
+        for path, half_width in a.airway():
+            c.band(air, path, half_width)
+        plane -= 0.30 * soften(air, 0.0035 * size).astype(np.float32) * (1 / 255)
+        return np.maximum(plane, 0, out=plane)
+
+    def _vessels(self) -> np.ndarray:
+        a, c = self.anatomy, self.canvas
+        plane = c.plane()
+        for side, s in SIDES.items():
+            paths, widths = a.vessel_tree(side)
+            ones = np.ones(len(paths))
+            c.lines(plane, paths[:, 4:], 0.35 * widths, 105 * ones)
+            c.lines(plane, paths[:, 2:5], 0.62 * widths, 130 * ones)
+            c.lines(plane, paths[:, :3], widths, 150 * ones)
+            hilum = a.lung_point(side, 0.10, 0.50)
+            outline = ellipse(hilum, (0.030, 0.062), s * 0.25, wobble=[(0.15, 0.2), (0.12, 0.7)])
+            c.fill(plane, outline, 120)
+        plane = soften(plane, 0.0026 * c.size).astype(np.float32)
+        lungs = soften(self.lungs, 0.006 * c.size).astype(np.float32) * (1 / 255)
+        return plane * lungs * (0.40 / 255 * a.body.vessels)
+
+    def _bones(self) -> np.ndarray:
+        """Ribs, clavicles, scapulae and vertebrae: each a band with a dense rim."""
+        a, c = self.anatomy, self.canvas
+        density = a.body.bone
+        front, back, other = c.plane(), c.plane(), c.plane()
+        for side in SIDES:
+            ribs = a.posterior_ribs(side)
+            half = (0.0105 + 0.00012 * np.arange(len(ribs)))[:, None] + np.zeros(ribs.shape[1])
+            broken = {b.index: b.at for b in a.rib_breaks if b.side == side}
+            whole = [i for i in range(len(ribs)) if i not in broken]
+            c.fill_many(back, ribbon(ribs[whole], half[whole]), 165)
+            c.fill_many(back, ribbon(ribs[whole], 0.62 * half[whole]), 92)
+            for index, at in broken.items():
+                for piece in _fragments(ribs[index], at):
+                    c.band(back, piece, half[index, 0], 165)
+                    c.band(back, piece, 0.62 * half[index, 0], 92)
+            ribs = a.anterior_ribs(side)
+            fade = np.linspace(1, 0.8, ribs.shape[1])[None] * 0.0125 + np.zeros(ribs.shape[:2])
+            c.fill_many(front, ribbon(ribs, fade), 95)
+            c.fill_many(front, ribbon(ribs[:, :-1], 0.7 * fade[:, :-1]), 62)
+            clavicle = a.clavicle(side)
+            c.band(other, clavicle, np.linspace(0.0175, 0.0125, len(clavicle)), 215)
+            c.band(other, clavicle, np.linspace(0.0115, 0.007, len(clavicle)), 140)
+            c.fill(front, a.scapula(side), 70)
+            head = ellipse((SIDES[side] * 0.475, 0.155), (0.045, 0.05))
+            c.fill(front, head, 150)
+        spine = a.spine()
+        c.band(other, spine, 0.031, 45)
+        height = 0.040 + 0.0011 * np.arange(20)
+        top = 0.02 + np.concatenate([[0], np.cumsum(height + 0.0085)[:-1]])
+        middle = np.stack([np.interp(top, spine[:, 1], spine[:, 0]), top + height / 2], -1)
+        half = np.stack([0.030 + 0.0004 * np.arange(20), height / 2], -1)
+        corners = middle[:, None] + half[:, None] * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
+        c.lines(other, corners, np.full(20, 0.007), np.full(20, 130), closed=True)
+        pedicle = ellipse((0, 0), (0.0065, 0.0085), samples=12)
+        for x in (-0.6, 0.6):
+            c.fill_many(other, (middle + half * (x, -0.3))[:, None] + pedicle, 150)
+        sigma = 0.0022 * c.size
+        bones = soften(other, sigma).astype(np.float32) * (0.42 / 255)
+        bones += soften(back, sigma).astype(np.float32) * (0.40 / 255)
+        bones += soften(front, 2.0 * sigma).astype(np.float32) * (0.36 / 255)
+        return bones * density
+
+    def expose(self) -> np.ndarray:
+        """The film, uint8 [S, S]: brighter where more was absorbed, 1 - exp(-1.25 x) so that dense organs saturate."""
+        c, pose, size = self.canvas, self.anatomy.pose, self.canvas.size
+        x = self.absorption
+        x *= 1 + 0.05 * c.clouds(self.rng, 6) + 0.028 * c.clouds(self.rng, 22)
+        if pose.scatter > 0.01:
+            small = cv2.resize(x, (32, 32), interpolation=cv2.INTER_AREA)
+            x = x * (1 - pose.scatter) + pose.scatter * c.enlarge(soften(small, 5.0))
+        ramp = np.linspace(-1, 1, size, dtype=np.float32)
+        gain = pose.exposure * (1 + pose.heel[0] * ramp[None] + pose.heel[1] * ramp[:, None])
+        film = 1 - np.exp(-1.25 * x * gain)
+        grain = self.rng.standard_normal((size, size), dtype=np.float32)
+        # Grain is finer than a pixel of a small image, so averaging makes small images less noisy.
+        strength = 0.024 * pose.noise * min(1.0, size / 256) ** 0.5
+        film += strength * soften(grain, 0.55 * size / 256) * (1.2 - 0.6 * film)
+        black, contrast = pose.window
+        film = (film - black) * contrast
+        self._collimate(film)
+        return (np.clip(film, 0, 1) * 255).astype(np.uint8)
+
+    def _collimate(self, film: np.ndarray) -> None:
+        pose, size = self.anatomy.pose, self.canvas.size
+        left, top, right, bottom = (round(m * size) for m in pose.collimation)
+        for border in (film[:top], film[size - bottom :], film[:, :left], film[:, size - right :]):
+            border *= 0.12
+        x, y, height = pose.marker
+        letter, at = ("R", -x) if pose.image_seed % 2 else ("L", x)
+        glyph = _glyph(letter)
+        pixels = max(5, round(height * size * 1.4))
+        glyph = cv2.resize(glyph, (pixels, pixels), interpolation=cv2.INTER_AREA)
+        row, column = round(y * size), round((0.5 + at) * size) - pixels // 2
+        row, column = (int(np.clip(v, 0, size - pixels)) for v in (row, column))
+        window = film[row : row + pixels, column : column + pixels]
+        np.maximum(window, glyph.astype(np.float32) * (0.97 / 255), out=window)
+
+
+def _fragments(rib: np.ndarray, at: float) -> list[np.ndarray]:
+    """The two parts of a broken rib with a small gap between them: the fracture line."""
+    cut = max(2, min(len(rib) - 3, round(at * (len(rib) - 1))))
+    before, after = rib[: cut + 1].copy(), rib[cut:].copy()
+    before[-1] += 0.18 * (before[-2] - before[-1])
+    after[0] += 0.18 * (after[1] - after[0])
+    return [before, after]
+
+
+@functools.lru_cache
+def _glyph(letter: str) -> np.ndarray:
+    """A lead letter, uint8 [48, 48]."""
+    plane = np.zeros((48, 48), np.uint8)
+    return cv2.putText(plane, letter, (8, 40), cv2.FONT_HERSHEY_SIMPLEX, 1.5, 255, 5, cv2.LINE_AA)
