@@ -204,8 +204,9 @@ def _run(
                 yield future.result()
         except concurrent.futures.process.BrokenProcessPool as error:
             raise RuntimeError(
-                "A worker process died, most likely killed for memory. Finished chunks are kept: run the "
-                "same command again, with fewer --workers."
+                "A worker process died: most likely killed for memory, or the main script starts work without an "
+                "`if __name__ == '__main__':` guard. Finished chunks are kept: run the same command again, with fewer "
+                "workers."
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
