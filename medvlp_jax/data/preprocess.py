@@ -1,0 +1,409 @@
+"""Preprocessing as a string of operations: `decode|views(2, size=224, hflip=0.5)|sections('mask')|tokenize(256)`.
+
+Each operation is a function registered under its name. Its arguments are Python literals; it returns the step that
+changes one example. The result of a whole string is a function `(record, rng) -> example`, where the example holds the
+batch fields of one record, without the batch axis.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from medvlp_jax.data import transforms
+from medvlp_jax.data.records import text_hash
+
+Example = dict[str, Any]
+Step = Callable[[Example, np.random.Generator], Example]
+Preprocess = Callable[[Mapping[str, Any], np.random.Generator], Example]
+
+SECTIONS = ("findings", "impression")
+
+BATCH_FIELDS = (
+    "image",
+    *(f"{section}_{part}" for section in SECTIONS for part in ("ids", "mask", "embedding", "hash")),
+    *(f"has_{section}" for section in SECTIONS),
+    *("labels", "patient_hash", "study_hash", "index"),
+)
+"""Fields that reach the batch when no `keep` operation says otherwise, each as far as the record has it."""
+
+
+class TextEncoder(Protocol):
+    """What `tokenize` needs; see `medvlp_jax.data.tokenizer.Tokenizer`."""
+
+    def encode(self, texts: Sequence[str], max_len: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]: ...
+
+
+class TextVectors(Protocol):
+    """What `cached_text` needs; see `medvlp_jax.data.text_cache.TextCache`."""
+
+    def lookup(self, text: str) -> NDArray[np.float32]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """One operation of a parsed string: its registered name and literal arguments."""
+
+    name: str
+    args: tuple[Any, ...] = ()
+    kwargs: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        given = [repr(value) for value in self.args] + [f"{key}={value!r}" for key, value in self.kwargs]
+        return f"{self.name}({', '.join(given)})" if given else self.name
+
+
+_OPS: dict[str, Callable[..., Step]] = {}
+_RESOURCES = ("tokenizer", "text_cache")  # keyword-only parameters filled by `build`, not by the string
+
+
+def register(name: str) -> Callable[[Callable[..., Step]], Callable[..., Step]]:
+    """Decorator: makes `factory(*literals, **literals) -> step` available in strings under `name`.
+
+    Keyword-only parameters called `tokenizer` or `text_cache` receive what `build` was given.
+    """
+
+    def add(factory: Callable[..., Step]) -> Callable[..., Step]:
+        if name in _OPS:
+            raise ValueError(f"The operation {name!r} is registered twice.")
+        _OPS[name] = factory
+        return factory
+
+    return add
+
+
+def known_ops() -> list[str]:
+    """Names that may be used in a string, sorted."""
+    return sorted(_OPS)
+
+
+# ---- strings -> operations -> function ------------------------------------------------------------------------------
+
+
+def parse(string: str) -> list[Op]:
+    """Splits a string into operations and checks names and arguments.
+
+    Raises ValueError for a string that is not pipe-joined operations, an unknown operation or argument (listing the
+    known ones and the closest), and an argument that is not a literal.
+    """
+    try:
+        node = ast.parse(string.strip(), mode="eval").body
+    except SyntaxError as error:
+        raise ValueError(
+            f"Cannot read the operations {string!r}: {error.msg} (character {error.offset}). "
+            "Write them like \"decode|views(2, size=224)|sections('mask')\"."
+        ) from None
+    nodes = []
+    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        nodes.append(node.right)
+        node = node.left
+    return [_parse_op(node, string) for node in [node, *reversed(nodes)]]
+
+
+def _parse_op(node: ast.expr, string: str) -> Op:
+    written = ast.get_source_segment(string.strip(), node)
+    call = node if isinstance(node, ast.Call) else None
+    name = call.func if call else node
+    if not isinstance(name, ast.Name):
+        raise ValueError(f"{written!r} in {string!r} is not an operation. Known: {', '.join(known_ops())}.")
+    if name.id not in _OPS:
+        raise ValueError(f"Unknown operation {name.id!r}.{_closest(name.id, known_ops())}")
+    args, kwargs = [], {}
+    try:
+        for value in call.args if call else ():
+            args.append(ast.literal_eval(value))
+        for keyword in call.keywords if call else ():
+            if keyword.arg is None:
+                raise ValueError
+            kwargs[keyword.arg] = ast.literal_eval(keyword.value)
+    except ValueError:
+        raise ValueError(f"The arguments of {written!r} must be literals: numbers, quoted text, tuples.") from None
+    op = Op(name.id, tuple(args), tuple(kwargs.items()))
+    _check_arguments(op)
+    return op
+
+
+def _check_arguments(op: Op) -> None:
+    signature = inspect.signature(_OPS[op.name])
+    known = [name for name in signature.parameters if name not in _RESOURCES]
+    for name, _ in op.kwargs:
+        if name not in known:
+            raise ValueError(f"{op.name} has no argument {name!r}.{_closest(name, known)}")
+    try:
+        signature.bind(
+            *op.args, **dict(op.kwargs), **{name: None for name in _RESOURCES if name in signature.parameters}
+        )
+    except TypeError as error:
+        raise ValueError(f"{op}: {error}. Arguments: {', '.join(known) or 'none'}.") from None
+
+
+def _closest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"{hint} Known: {', '.join(known) or 'none'}."
+
+
+def build(string: str, *, tokenizer: TextEncoder | None = None, text_cache: TextVectors | None = None) -> Preprocess:
+    """The function `(record, rng) -> example` that a string of operations stands for.
+
+    A record is what `records.RecordSource` yields, with `index` added by the pipeline. The example holds arrays only:
+      image uint8 [V, H, W, 1]; <section>_ids int32 [L], <section>_mask bool [L] or <section>_embedding float32 [E];
+      has_<section> bool; <section>_hash int32; labels int8 [14]; patient_hash, study_hash int32; index int64,
+    or exactly what `keep(...)` names.
+
+    Raises ValueError as `parse`, and when an argument is out of range or an operation needs a tokenizer or text cache
+    that was not given. The function raises ValueError for a record it cannot process; messages never hold content.
+    """
+    ops = parse(string)
+    resources = {"tokenizer": tokenizer, "text_cache": text_cache}
+    steps: list[Step] = []
+    for op in ops:
+        factory = _OPS[op.name]
+        wanted = {name: resources[name] for name in _RESOURCES if name in inspect.signature(factory).parameters}
+        try:
+            steps.append(factory(*op.args, **dict(op.kwargs), **wanted))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{op}: {error}") from error
+    if all(op.name != "keep" for op in ops):
+        steps.append(keep())
+
+    def preprocess(record: Mapping[str, Any], rng: np.random.Generator) -> Example:
+        example = dict(record)
+        for step in steps:
+            example = step(example, rng)
+        return example
+
+    return preprocess
+
+
+# ---- images -----------------------------------------------------------
+
+
+def decode_grey(data: bytes, *, stretch: bool = False) -> NDArray[np.uint8]:
+    """PNG (8 or 16 bit) or JPEG bytes -> grey uint8 [H, W].
+
+    Args: stretch: 16-bit images only: map their darkest..brightest value to 0..255 instead of 0..65535.
+    Raises: ValueError for bytes that are not a whole image; the message tells their number, never their content.
+    """
+    deep = data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 24 and data[24] == 16
+    # Some decoders fill in what is missing of a cut JPEG; its end marker tells.
+    whole = data[:2] != b"\xff\xd8" or data.rfind(b"\xff\xd9") > 0
+    flags = (cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH) if deep else cv2.IMREAD_GRAYSCALE
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data and whole else None
+    if image is None:
+        raise ValueError(f"the image ({len(data)} bytes) is damaged or neither PNG nor JPEG")
+    if image.dtype != np.uint16:
+        return image
+    low, high = cv2.minMaxLoc(image)[:2] if stretch else (0.0, 65535.0)
+    scale = 255.0 / max(high - low, 1.0)
+    return cv2.convertScaleAbs(image, alpha=scale, beta=-low * scale)
+
+
+def _pixels(example: Example, op: str) -> NDArray[np.uint8]:
+    image = example.get("image")
+    if not isinstance(image, np.ndarray) or image.ndim != 2:
+        raise ValueError(f"{op} needs one decoded image: put it after decode and before views or center")
+    return image
+
+
+@register("decode")
+def decode(stretch: bool = False) -> Step:
+    """Encoded bytes -> grey uint8 [H, W]; see `decode_grey`."""
+
+    def step(example: Example, rng: np.random.Generator) -> Example:
+        if not isinstance(example.get("image"), bytes):
+            raise ValueError("decode needs encoded image bytes: use it once, first")
+        example["image"] = decode_grey(example["image"], stretch=stretch)
+        return example
+
+    return step
+
+
+@register("crop_border")
+def crop_border(threshold: int = 0) -> Step:
+    """Keeps the bounding box of the pixels brighter than `threshold`; an image without any stays whole."""
+
+    def step(example: Example, rng: np.random.Generator) -> Example:
+        image = _pixels(example, "crop_border")
+        bright = image > threshold
+        rows, columns = np.flatnonzero(bright.any(axis=1)), np.flatnonzero(bright.any(axis=0))
+        if len(rows):
+            example["image"] = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        return example
+
+    return step
+
+
+@register("resize")
+def resize(size: int, fit: str = "longer", antialias: bool = True) -> Step:
+    """Resizes so that the `longer` or `shorter` side has `size` pixels, or to a square whatever the aspect (`squash`).
+
+    antialias: average areas when shrinking; off, bilinear samples alone.
+    """
+    fits = ("longer", "shorter", "squash")
+    if fit not in fits:
+        raise ValueError(f"fit={fit!r} is unknown. Choose one of {', '.join(fits)}.")
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f"size={size!r} must be a positive whole number of pixels.")
+
+    def step(example: Example, rng: np.random.Generator) -> Example:
+        image = _pixels(example, "resize")
+        height, width = image.shape
+        new_h = new_w = size
+        if fit != "squash":
+            side = max(height, width) if fit == "longer" else min(height, width)
+            new_h, new_w = max(1, round(height * size / side)), max(1, round(width * size / side))
+        if (new_h, new_w) != (height, width):
+            area = antialias and new_h <= height and new_w <= width
+            method = cv2.INTER_AREA if area else cv2.INTER_LINEAR
+            example["image"] = cv2.resize(image, (new_w, new_h), interpolation=method)
+        return example
+
+    return step
+
+
+@register("pad_to_square")
+def pad_to_square(value: int = 0) -> Step:
+    """Adds bars of grey level `value` on both sides of the shorter axis."""
+
+    def step(example: Example, rng: np.random.Generator) -> Example:
+        image = _pixels(example, "pad_to_square")
+        height, width = image.shape
+        side = max(height, width)
+        padded = np.full((side, side), value, np.uint8)
+        top, left = (side - height) // 2, (side - width) // 2
+        padded[top : top + height, left : left + width] = image
+        example["image"] = padded
+        return example
+
+    return step
+
+
+@register("views")
+def views(count: int = 2, **options: Any) -> Step:
+    """`count` random views: image uint8 [count, size, size, 1]. The options are the fields of `transforms.ViewSpec`."""
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"count={count!r} must be a positive whole number of views.")
+    spec = transforms.ViewSpec(**options)
+
+    def step(example: Example, rng: np.random.Generator) -> Example:
+        image = _pixels(example, "views")
+        out_VxHxW = np.empty((count, spec.size, spec.size), np.uint8)
+        for view in out_VxHxW:
+            transforms.random_view(image, spec, rng, out=view)
+        example["image"] = out_VxHxW[..., None]
+        return example
+
+    return step
+
+
+# `views` takes the fields of ViewSpec as keywords: say so, for the check of arguments.
+views.__signature__ = inspect.Signature(
+    [
+        inspect.Parameter("count", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=2),
+        *(
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default)
+            for field in dataclasses.fields(transforms.ViewSpec)
+        ),
+    ]
+)
+
+
+@register("center")
+def center(size: int = 224, crop_from: int | None = None, fit: str = "pad") -> Step:
+    """The evaluation view: image uint8 [1, size, size, 1]. See `transforms.center_view`."""
+    transforms.ViewSpec(size=size, crop_from=crop_from, fit=fit)
+
+    def step(example: Example, rng: np.random.Generator) -> Example:
+        image = _pixels(example, "center")
+        example["image"] = transforms.center_view(image, size, crop_from, fit)[None, ..., None]
+        return example
+
+    return step
+
+
+# ---- text -----------------------------------------------------------
+
+
+@register("sections")
+def sections(policy: str) -> Step:
+    """What a missing section becomes; the policies are those of `medvlp_jax.data.sections.apply_policy`."""
+    from medvlp_jax.data.sections import apply_policy
+
+    def step(example: Example, rng: np.random.Generator) -> Example:
+        example.update(apply_policy(example, policy))
+        return example
+
+    return step
+
+
+@register("tokenize")
+def tokenize(max_len: int = 256, *, tokenizer: TextEncoder | None = None) -> Step:
+    """findings and impression -> ids int32 [max_len] and mask bool [max_len], special tokens included."""
+    if tokenizer is None:
+        raise ValueError("no tokenizer was given; pass build(..., tokenizer=tokenizer.load(text_weights)).")
+    if not isinstance(max_len, int) or max_len < 3:
+        raise ValueError(f"max_len={max_len!r} must be a whole number of at least 3.")
+
+    def step(example: Example, rng: np.random.Generator) -> Example:
+        ids_2xL, mask_2xL = tokenizer.encode([example[section] for section in SECTIONS], max_len)
+        for i, section in enumerate(SECTIONS):
+            example[f"{section}_ids"], example[f"{section}_mask"] = ids_2xL[i], mask_2xL[i]
+        return example
+
+    return step
+
+
+@register("cached_text")
+def cached_text(*, text_cache: TextVectors | None = None) -> Step:
+    """findings and impression -> their stored vectors, float32 [E]."""
+    if text_cache is None:
+        raise ValueError("no text cache was given; pass build(..., text_cache=TextCache.open(folder)).")
+
+    def step(example: Example, rng: np.random.Generator) -> Example:
+        for section in SECTIONS:
+            example[f"{section}_embedding"] = text_cache.lookup(example[section])
+        return example
+
+    return step
+
+
+# ---- what reaches the batch -----------------------------------------------------------
+
+
+@register("keep")
+def keep(*names: str) -> Step:
+    """Exactly these fields in the batch; without names, every one of `BATCH_FIELDS` that the record has."""
+    if any(not isinstance(name, str) for name in names):
+        raise ValueError("names must be quoted, as in keep('image', 'labels').")
+
+    def step(example: Example, rng: np.random.Generator) -> Example:
+        image = example.get("image")
+        if isinstance(image, np.ndarray) and image.ndim == 2:
+            example["image"] = image[None, ..., None]
+        for section in SECTIONS:
+            if isinstance(example.get(section), str):
+                example[f"{section}_hash"] = np.int32(text_hash(example[section]))
+        for name in ("patient", "study"):
+            if f"{name}_id" in example:
+                example[f"{name}_hash"] = np.int32(int(example[f"{name}_id"]) & 0x7FFFFFFF)
+        if not names:
+            return {name: np.asarray(example[name]) for name in BATCH_FIELDS if _is_array(example.get(name))}
+        missing = [name for name in names if name not in example]
+        if missing:
+            raise ValueError(f"keep({missing[0]!r}): no such field here.{_closest(missing[0], sorted(example))}")
+        return {name: example[name] for name in names}
+
+    return step
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray | np.generic | bool | int | float)
