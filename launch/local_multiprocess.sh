@@ -16,7 +16,8 @@ Every process gets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID
 The first SIGINT or SIGTERM is passed on to every process, the second one kills them.
 Exit code: that of the first process to fail, else 0.
 Example:
-  launch/local_multiprocess.sh 2 --devices 4 -- python -m medvlp_jax.main --config configs/imitate.py:demo --workdir runs/demo
+  launch/local_multiprocess.sh 2 --devices 4 -- \
+    python -m medvlp_jax.main --config configs/imitate.py:demo --workdir runs/demo
 TEXT
 }
 fail() { printf 'local_multiprocess.sh: %s\n\n' "$1" >&2; usage >&2; exit 2; }
