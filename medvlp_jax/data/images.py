@@ -1,0 +1,266 @@
+"""Medical image files -> grey arrays -> encoded bytes.
+
+`read_image` opens DICOM, PNG (8 and 16 bit) and JPEG, and refuses what it cannot read faithfully with an
+`ImageError` whose `reason` is a slug that builders count. Grey stays one channel.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+
+Fit = Literal["pad", "shorter", "squash"]
+FITS: tuple[str, ...] = ("pad", "shorter", "squash")
+REASONS: tuple[str, ...] = (
+    "missing_file",
+    "empty_file",
+    "truncated_image",
+    "unreadable_image",
+    "unknown_image_format",
+    "not_grey",
+    "multi_frame",
+    "blank_image",
+)
+
+
+class ImageError(ValueError):
+    """An image that cannot be used. `reason` is one of `REASONS`; `detail` says more, without pixels or header values.
+
+    Raised by `read_image`; builders turn it into a counted rejection.
+    """
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason, self.detail = reason, detail
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ImageError, (self.reason, self.detail)
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a file. Raises: ImageError "missing_file", "empty_file" or "unreadable_image"."""
+    try:
+        data = Path(path).read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise ImageError("missing_file", "no such file") from error
+    except OSError as error:
+        raise ImageError("unreadable_image", f"{error.strerror}") from error
+    if not data:
+        raise ImageError("empty_file", "0 bytes")
+    return data
+
+
+def read_image(
+    source: str | os.PathLike[str] | bytes, *, frame: int | None = None, colour: Literal["mix", "refuse"] = "mix"
+) -> np.ndarray:
+    """A grey image (H, W): uint8, or uint16 for 16-bit PNG and for DICOM of more than 8 bits.
+
+    DICOM: modality rescale, then the first VOI look-up table or window if there is one, then MONOCHROME1 inverted;
+    more than 8 stored bits are spread over 0..65535 (the window, or the range of the values). PNG 16 bit keeps its
+    values.
+
+    Args: source: path or the bytes of a file. frame: which frame of a multi-frame DICOM; None refuses such files.
+      colour: "mix" turns colour pixels into grey (ITU-R 601 weights), "refuse" raises "not_grey" when channels differ.
+    Raises: ImageError, with a reason of `REASONS`.
+    """
+    data = source if isinstance(source, bytes) else read_bytes(source)
+    if not data:
+        raise ImageError("empty_file", "0 bytes")
+    kind = sniff(data)
+    if kind == "dicom":
+        image = _read_dicom(data, frame, colour)
+    else:
+        check_complete(data, kind)
+        image = _read_raster(data, kind, colour)
+    if image.size == 0:
+        raise ImageError("unreadable_image", f"shape {image.shape}")
+    if image.min() == image.max():
+        raise ImageError("blank_image", "every pixel has the same value")
+    return np.ascontiguousarray(image)
+
+
+def sniff(data: bytes) -> Literal["png", "jpeg", "dicom"]:
+    """The format of a file from its first bytes; file names are not trusted. Raises: ImageError
+    "unknown_image_format"."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return "png"
+    if data[:3] == b"\xff\xd8\xff":
+        return "jpeg"
+    if data[128:132] == b"DICM" or data[:4] in (b"\x08\x00\x05\x00", b"\x08\x00\x08\x00", b"\x08\x00\x00\x00"):
+        return "dicom"
+    if len(data) < 132:
+        raise ImageError("truncated_image", f"{len(data)} bytes")
+    raise ImageError("unknown_image_format", "neither PNG, JPEG nor DICOM")
+
+
+def check_complete(data: bytes, kind: str) -> None:
+    """Raises ImageError "truncated_image" when a PNG or JPEG stops early: OpenCV decodes such files to grey bars in
+    silence."""
+    from PIL import Image
+
+    if kind == "png" and b"IEND" not in data[-64:]:
+        raise ImageError("truncated_image", "no IEND chunk at the end")
+    # Some writers pad the file after the end marker, so it is looked for near the end, not at it.
+    if kind == "jpeg" and b"\xff\xd9" not in data[-4096:]:
+        raise ImageError("truncated_image", "no end-of-image marker")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a large radiograph is no decompression bomb
+            with Image.open(io.BytesIO(data)) as image:
+                image.load()  # strict: raises where OpenCV would fill in
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        short = any(word in str(error).lower() for word in ("truncated", "end of", "eof", "not enough"))
+        raise ImageError("truncated_image" if short else "unreadable_image", str(error)[:80]) from error
+
+
+def _read_raster(data: bytes, kind: str, colour: str) -> np.ndarray:
+    flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise ImageError("unreadable_image", f"{kind} decoder failed") from error
+    if image is None or image.dtype not in (np.uint8, np.uint16):
+        raise ImageError("unreadable_image", f"{kind} decoder failed")
+    return _grey(image[..., 2::-1], colour) if image.ndim == 3 else image  # OpenCV keeps colours as blue, green, red
+
+
+def _grey(image_HxWx3: np.ndarray, colour: str) -> np.ndarray:
+    red, green, blue = (image_HxWx3[..., channel] for channel in range(3))
+    if np.array_equal(red, green) and np.array_equal(green, blue):
+        return red
+    if colour == "refuse":
+        raise ImageError("not_grey", "the colour channels differ")
+    return cv2.cvtColor(np.ascontiguousarray(image_HxWx3), cv2.COLOR_RGB2GRAY)
+
+
+def _read_dicom(data: bytes, frame: int | None, colour: str) -> np.ndarray:
+    import pydicom
+    from pydicom.pixels import apply_rescale, apply_voi_lut
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom warns with header values, which may identify a patient
+        try:
+            header = pydicom.dcmread(io.BytesIO(data), force=True)
+        except Exception as error:
+            raise ImageError("unreadable_image", f"DICOM header: {type(error).__name__}") from error
+        if "PixelData" not in header or not header.get("Rows") or not header.get("Columns"):
+            raise ImageError("truncated_image" if "Rows" in header else "unreadable_image", "DICOM without pixel data")
+        if "TransferSyntaxUID" not in getattr(header, "file_meta", {}):
+            header.file_meta = pydicom.dataset.FileMetaDataset()
+            header.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+        try:
+            pixels = header.pixel_array
+        except (ValueError, EOFError, OSError) as error:
+            short = "bytes" in str(error) or "length" in str(error)
+            raise ImageError("truncated_image" if short else "unreadable_image", "DICOM pixel data") from error
+        except Exception as error:  # a compressed syntax without its decoder, a broken stream
+            raise ImageError("unreadable_image", f"DICOM pixel data: {type(error).__name__}") from error
+        if int(header.get("NumberOfFrames") or 1) > 1:
+            if frame is None:
+                raise ImageError("multi_frame", f"{header.NumberOfFrames} frames; choose one with frame=")
+            pixels = pixels[frame]
+        interpretation = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
+        if pixels.ndim == 3:
+            if "YBR" in interpretation:
+                pixels = pydicom.pixels.convert_color_space(pixels, interpretation, "RGB")
+            return _grey(_to_unsigned(pixels, None) if pixels.dtype.itemsize > 2 else pixels, colour)
+        try:
+            values = apply_rescale(pixels, header)
+            windowed = apply_voi_lut(values, header, index=0)
+        except Exception:  # a malformed look-up table or window: the stored values still make an image
+            values = windowed = pixels
+    eight_bit = int(header.get("BitsStored", 8)) <= 8
+    if windowed is values and eight_bit and pixels.dtype == np.uint8:
+        image = pixels
+    else:
+        image = _to_unsigned(windowed, 255 if eight_bit else 65535)
+    return np.iinfo(image.dtype).max - image if interpretation == "MONOCHROME1" else image
+
+
+def _to_unsigned(values: np.ndarray, top: int | None) -> np.ndarray:
+    """Values of any range -> 0..top (255 or 65535), the smallest 0 and the largest `top`."""
+    top = top or 65535
+    values = values.astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    scaled = (values - low) * (top / (high - low)) if high > low else np.zeros_like(values)
+    return np.rint(scaled).astype(np.uint8 if top == 255 else np.uint16)
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+    """uint8 as it is; uint16 spread from its own range over 0..255. (Scaling by 256 would wrap the brightest pixels
+    to 0.)"""
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype != np.uint16:
+        raise ValueError(f"to_uint8 takes uint8 or uint16, not {image.dtype}.")
+    return _to_unsigned(image, 255)
+
+
+def crop_border(image: np.ndarray, *, threshold: float = 0.02, margin: int = 0) -> np.ndarray:
+    """Cut rows and columns at the edge whose pixels are all dark (collimator, film border).
+
+    Args: threshold: as a share of the type's range; a row is dark when its 99th percentile is at or below it.
+    margin: pixels kept. An image that is dark throughout is returned unchanged.
+    """
+    limit = threshold * np.iinfo(image.dtype).max
+    rows = np.flatnonzero(np.percentile(image, 99, axis=1) > limit)
+    columns = np.flatnonzero(np.percentile(image, 99, axis=0) > limit)
+    if not len(rows) or not len(columns):
+        return image
+    top, left = max(rows[0] - margin, 0), max(columns[0] - margin, 0)
+    return image[top : rows[-1] + 1 + margin, left : columns[-1] + 1 + margin]
+
+
+def resize_keep_aspect(image: np.ndarray, size: int, fit: Fit = "pad") -> np.ndarray:
+    """Resize a grey image, by area averaging when it shrinks and bicubic when it grows.
+
+    Args: image: (H, W) uint8 or uint16. size: pixels. fit: "pad" resizes the longer side to `size` and centres the
+      image on black, size x size; "shorter" resizes the shorter side to `size` and keeps the rest; "squash"
+      stretches to size x size.
+    Raises: ValueError for another fit or a size below 1.
+    """
+    if fit not in FITS or size < 1:
+        raise ValueError(f"fit={fit!r}, size={size}: fit must be one of {', '.join(FITS)} and size at least 1.")
+    height, width = image.shape
+    if fit == "squash":
+        return _resize(image, size, size)
+    scale = size / (max if fit == "pad" else min)(height, width)
+    new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
+    resized = _resize(image, new_height, new_width)
+    if fit == "shorter":
+        return resized
+    canvas = np.zeros((size, size), image.dtype)
+    top, left = (size - new_height) // 2, (size - new_width) // 2
+    canvas[top : top + new_height, left : left + new_width] = resized
+    return canvas
+
+
+def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    if image.shape == (height, width):
+        return image
+    shrinks = height * width <= image.shape[0] * image.shape[1]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+
+
+def encode_png(image: np.ndarray, *, level: int = 6) -> bytes:
+    """PNG bytes of a grey uint8 or uint16 image (H, W); lossless. `level` 0..9 trades time for size."""
+    return _encode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, level])
+
+
+def encode_jpeg(image: np.ndarray, *, quality: int = 95) -> bytes:
+    """JPEG bytes of a grey uint8 image (H, W). Raises: ValueError for 16-bit images, which JPEG cannot hold."""
+    if image.dtype != np.uint8:
+        raise ValueError(f"JPEG holds uint8, not {image.dtype}; use encode_png or to_uint8.")
+    return _encode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+
+
+def _encode(suffix: str, image: np.ndarray, options: list[int]) -> bytes:
+    if image.ndim != 2 or image.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"Expected a grey uint8 or uint16 image (H, W), got {image.dtype} {image.shape}.")
+    return cv2.imencode(suffix, image, options)[1].tobytes()
