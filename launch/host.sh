@@ -5,7 +5,6 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 run_dir=${RUN_DIR:-$HOME/medvlp_run}
-mkdir -p "$run_dir"
 
 alive() { [[ -f $run_dir/pid ]] && kill -0 "$(<"$run_dir/pid")" 2>/dev/null; }
 
@@ -13,7 +12,7 @@ case ${1:-} in
   start)
     if alive; then echo "training already runs here, process $(<"$run_dir/pid"); stop it first" >&2 && exit 1; fi
     if [[ ! -x .venv/bin/python ]]; then echo "$PWD/.venv is missing; run 'launch/tpu_vm.sh install'" >&2 && exit 1; fi
-    rm -f "$run_dir/pid" "$run_dir/code"
+    mkdir -p "$run_dir" && rm -f "$run_dir/pid" "$run_dir/code"
     printf '== %s %s\n' "$(date -u +%FT%TZ)" "${*:2}" >>"$run_dir/log"
     # shellcheck disable=SC2016  # expanded by the inner shell, which outlives the connection and keeps the exit code
     setsid nohup bash -c 'run_dir=$1; shift; "$@" & echo $! >"$run_dir/pid"; wait $!; echo $? >"$run_dir/code"' host \

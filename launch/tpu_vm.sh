@@ -125,7 +125,7 @@ watch() { # training resumes by itself from the same WORKDIR, so after a preempt
         case $hosts in
           '0 ') # seen twice, so that a run ended by the notice of a preemption is not taken for complete
             ended=$((ended + 1))
-            if ((ended == 2)); then say "training has ended; 'launch/tpu_vm.sh --queued delete' ends the cost" && return; fi ;;
+            if ((ended > 1)); then say "training has ended; 'tpu_vm.sh --queued delete' ends the cost" && return; fi ;;
           'running ') ;;
           '') say "hosts do not answer: $(tail -n 1 "$errors")" ;;
           'none ') attempt 'installing, starting' begin ;;
