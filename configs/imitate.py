@@ -1,0 +1,139 @@
+"""IMITATE (arXiv 2310.07355): findings against multi-level channel tokens, impression against the pooled last stage.
+
+Full recipe:  python -m medvlp_jax.main --config configs/imitate.py --workdir runs/imitate
+              MIMIC-CXR, ResNet-50 at 224 px from ImageNet weights, Bio_ClinicalBERT frozen and cached, batch 1024.
+Without data: python -m medvlp_jax.main --config configs/imitate.py:demo --workdir runs/demo
+              phantoms, a narrow ResNet at 96 px, two CPU cores, a few minutes.
+Own folder:   python -m medvlp_jax.main --config configs/imitate.py:data=image_report_folder,small --workdir runs/own
+
+Arguments (comma separated behind the colon):
+  demo             the embedded data set and sizes that two CPU cores train in minutes
+  small            the demo's narrow trunk and text tower on any data set, for small data or small machines
+  preset=released  what the public code computed; preset=fixed (default) what a careful engineer would do
+  data=NAME        a data set made by `python -m medvlp_jax.prepare`
+"""
+
+from configs import common
+
+PRESETS = ("fixed", "released")
+
+
+def get_config(arg=None):
+    """The locked config of one run."""
+    arg = common.parse_arg(arg, demo=False, small=False, preset="fixed", data="mimic_cxr")
+    common.choose("preset", arg.preset, PRESETS)
+    config = common.base()
+    config.method = "imitate"
+    config.preset = arg.preset
+    config.data.name = arg.data
+    model(config)
+    recipe(config)
+    if arg.preset == "released":
+        released(config)
+    if arg.demo or arg.small:
+        small(config)
+    if arg.demo:
+        config.data.name = "cxr_phantom"
+    return config.lock()
+
+
+def model(config):
+    """Section III of the paper: trunk, read branch, heads, losses."""
+    config.model = dict(
+        trunk=dict(depth="50", width=64, stem="imagenet", in_channels=3, remat=False, weights="timm/resnet50.tv_in1k"),
+        bn=dict(scope="global", group_size=0, momentum=0.9),
+        read=dict(
+            keep=(0.25, 0.15, 0.10, 0.10),
+            grid=16,
+            tokens=512,
+            heads=4,
+            hidden=256,
+            draws=2,
+            replace=True,
+            mask_padding=True,
+            eval_draws=4,
+            eval_seed=0,
+        ),
+        features=512,
+        diagnosis_hidden=2048,
+        text_hidden=1024,
+        dtype="bfloat16",
+    )
+    config.text.weights = "emilyalsentzer/Bio_ClinicalBERT"
+    config.text.pooling = "cls"
+    config.loss = dict(
+        temperature_text=0.07,
+        temperature_view=0.2,
+        view_terms=True,
+        prior=dict(kernel="exp", ratio=0.2, mass="batch_invariant", reference_batch=128),
+        duplicates="mask",
+        group_size=0,
+        mu_hold=30,
+        mu_stop=50,
+    )
+
+
+def recipe(config):
+    """Optimiser, schedule and augmentation of the `fixed` preset."""
+    config.epochs = 21
+    config.batch_size = 1024
+    config.optimizer.warmup_steps = 500
+    config.optimizer.clip_norm = 1.0
+    config.image.augment = (
+        "decode|views({views}, size={size}, crop='random', rotate=30, perspective=0.5, autocontrast=0.5)"
+    )
+    config.image.evaluate = "decode|center({size})"
+
+
+def released(config):
+    """What the public code computed; each line is one documented difference (see medvlp_jax/methods/imitate.py)."""
+    config.text.missing = "space"
+    config.loss.prior.mass = "released"
+    config.loss.group_size = 128
+    config.loss.duplicates = "negative"
+    config.model.bn.scope = "group"
+    config.model.bn.group_size = 128
+    config.model.read.mask_padding = False
+    config.image.augment = (
+        "decode|views({views}, size={size}, crop='random', hflip=0.5, vflip=0.5, rotate=30, perspective=0.5, "
+        "autocontrast=0.5)"
+    )
+    config.optimizer.schedule = "warm_restarts"
+    config.optimizer.restart_steps = 33341
+    config.optimizer.final_learning_rate = 1e-8
+    config.optimizer.warmup_steps = 0
+    config.optimizer.clip_norm = 0.0
+    config.optimizer.decay_mask = "all"
+    config.data.reshuffle = False
+
+
+def small(config):
+    """A trunk that two CPU cores train in minutes: ResNet-18 blocks, width 16, last map 6x6."""
+    config.total_steps = 1400
+    config.batch_size = 64
+    config.log_every_steps = 50
+    config.checkpoint_every_steps = 350
+    config.eval_every_steps = 350
+    config.data.threads = 2
+    config.image.size = 96
+    config.image.mean = (0.5,)
+    config.image.std = (0.25,)
+    config.image.augment = "decode|views({views}, size={size}, rotate=6, scale=0.07, shift=0.035, contrast=0.2)"
+    config.text.weights = "auto"
+    config.text.pooling = "mean"
+    config.text.max_length = 128
+    config.model.dtype = "float32"
+    config.model.trunk.update(
+        dict(depth="18", width=16, widths=(16, 32, 64, 64), strides=(1, 2, 2, 1), in_channels=1, zero_init_last_bn=True)
+    )
+    config.model.trunk.weights = ""
+    config.model.read.update(dict(keep=(0.5, 0.5, 0.5, 0.5), grid=12, tokens=96, hidden=128))
+    config.model.features = 128
+    config.model.diagnosis_hidden = 128
+    config.model.text_hidden = 256
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.warmup_steps = 50
+    if config.preset == "released":
+        config.loss.group_size = 64
+        config.model.bn.group_size = 64
+        config.optimizer.warmup_steps = 0

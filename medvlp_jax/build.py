@@ -1,0 +1,153 @@
+"""From a config to the parts of a run: records, text vectors, preprocessing, model, optimizer."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from medvlp_jax import methods, optim, sharding, text_tower
+from medvlp_jax.data import pipeline, preprocess
+from medvlp_jax.data.records import RecordSource
+from medvlp_jax.data.text_cache import TextCache
+from medvlp_jax.interop import load_resnet
+
+
+class Parts(NamedTuple):
+    """What training and evaluation share.
+
+    tower: the frozen text tower when it runs inside the step, else None. frozen: its variables, on the devices.
+    augment, evaluate: `(record, rng) -> example` for training and for evaluation views.
+    """
+
+    config: Any
+    mesh: Mesh
+    method: methods.Method
+    model: Any
+    tx: optax.GradientTransformation
+    schedule: optax.Schedule
+    total_steps: int
+    train: RecordSource
+    tower: text_tower.TextTower | None
+    frozen: Any
+    augment: preprocess.Preprocess
+    evaluate: preprocess.Preprocess
+
+    def source(self, split: str) -> RecordSource:
+        """The records of a split of the run's data set."""
+        return self.train if split == self.train.split else open_source(self.config, split)
+
+
+def assemble(config: Any, mesh: Mesh, say=print) -> Parts:
+    """Builds everything that the config names; the slow part is encoding texts that are not cached yet.
+
+    Raises: ValueError or FileNotFoundError naming the field, its value and what helps.
+    """
+    sharding.check_batch(config.batch_size, mesh)
+    method = methods.get(config.method)
+    train = open_source(config, config.data.train_split)
+    say(f"data      {config.data.name}: {len(train)} training records in {train.folder}")
+    tower = text_tower.load(
+        config.text.weights,
+        pooling=config.text.pooling,
+        max_length=config.text.max_length,
+        data_dir=config.data.dir,
+        dtype=config.text.dtype,
+    )
+    say(
+        f"text      {config.text.weights}: {tower.width} wide, frozen, {'cached' if config.text.cache else 'in the step'}"
+    )
+    cache = _text_cache(config, tower, train, say) if config.text.cache else None
+    total_steps = config.total_steps or max(config.epochs * len(train) // config.batch_size, 1)
+    schedule = optim.schedule(config.optimizer, total_steps)
+    return Parts(
+        config=config,
+        mesh=mesh,
+        method=method,
+        model=method.build(config),
+        tx=optim.optimizer(config.optimizer, total_steps),
+        schedule=schedule,
+        total_steps=total_steps,
+        train=train,
+        tower=None if config.text.cache else tower,
+        frozen={} if config.text.cache else jax.device_put(tower.variables, sharding.replicated(mesh)),
+        augment=_preprocess(config, config.image.augment, tower, cache),
+        evaluate=_preprocess(config, config.image.evaluate, tower, cache),
+    )
+
+
+def open_source(config: Any, split: str) -> RecordSource:
+    """A split of the configured data set. Raises: FileNotFoundError with the two commands that help."""
+    try:
+        return RecordSource(config.data.dir, config.data.name, split)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}\nOr try the embedded data first: python -m medvlp_jax.prepare cxr_phantom && "
+            f"python -m medvlp_jax.main --config configs/{config.method}.py:demo --workdir runs/demo"
+        ) from error
+
+
+def first_batch(parts: Parts) -> dict[str, Any]:
+    """Shapes and dtypes of a training batch with text vectors, from one example."""
+    batches = pipeline.train_batches(parts.train, parts.augment, batch_size=1, seed=parts.config.seed, num_threads=1)
+    batch = next(batches)
+    batches.close()
+    if parts.tower is not None:
+        vector = jax.ShapeDtypeStruct((1, parts.tower.width), "float32")
+        batch = {**batch, "findings_embedding": vector, "impression_embedding": vector}
+    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
+
+
+def load_trunk(parts: Parts, state: dict[str, Any]) -> dict[str, Any]:
+    """The state with pretrained trunk weights when `model.trunk.weights` names them.
+
+    Raises: ValueError listing missing, unexpected or misshapen tensors.
+    """
+    weights = parts.config.model.trunk.weights
+    if not weights:
+        return state
+    params, batch_stats = load_resnet(weights, parts.config.model.trunk.depth)
+    place = lambda new, old: jax.tree.map(lambda n, o: jax.device_put(n.astype(o.dtype), o.sharding), new, old)  # noqa: E731
+    return {
+        **state,
+        "params": {**state["params"], "trunk": place(params, state["params"]["trunk"])},
+        "batch_stats": {**state["batch_stats"], "trunk": place(batch_stats, state["batch_stats"]["trunk"])},
+    }
+
+
+def _preprocess(config: Any, images: str, tower: text_tower.TextTower, cache: TextCache | None):
+    images = images.format(size=config.image.size, views=config.image.views)
+    text = "cached_text" if cache is not None else f"tokenize({config.text.max_length})"
+    string = f"{images}|sections({config.text.missing!r})|{text}"
+    return preprocess.build(string, tokenizer=tower.tokenizer, text_cache=cache)
+
+
+def _text_cache(config: Any, tower: text_tower.TextTower, train: RecordSource, say) -> TextCache:
+    folder = Path(train.folder) / "text_cache" / f"{tower.key}-{config.text.missing}"
+    if jax.process_index() == 0 and not TextCache.is_ready(folder, tower.key):
+        say("text      encoding every distinct section once; later runs read the cache")
+        TextCache.build(
+            _texts(config, train),
+            text_tower.encode_function(tower),
+            dim=tower.width,
+            key=tower.key,
+            directory=folder,
+        )
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("text cache")
+    return TextCache.open(folder, tower.key)
+
+
+def _texts(config: Any, train: RecordSource) -> Iterator[str]:
+    """Every section of every split, as the pipeline will look it up."""
+    sections = preprocess.build(f"sections({config.text.missing!r})|keep('findings', 'impression')")
+    for split in (config.data.train_split, config.data.eval_split, config.data.test_split):
+        source = train if split == train.split else open_source(config, split)
+        for index in range(len(source)):
+            record = sections(source[index], np.random.default_rng(0))
+            yield record["findings"]
+            yield record["impression"]

@@ -1,0 +1,162 @@
+"""Checkpoints of a run: Orbax, asynchronous, atomic, with what a resume must know beside the arrays."""
+
+import errno
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written, read, or does not belong to this model."""
+
+
+class Checkpoints:
+    """The `checkpoints/` folder of a run.
+
+    Each step holds `state` (any pytree of arrays, restored onto the shardings it is asked for, so another device count
+    is fine) and `meta` (a small JSON dict: data position as a global example count, clock, method, sizes).
+
+    Args: folder: created when missing. keep: number of newest steps that stay.
+    """
+
+    def __init__(self, folder: str | Path, *, keep: int = 3):
+        self.folder = epath.Path(folder)
+        self._keep = keep
+        self._manager: ocp.CheckpointManager | None = None
+
+    def _open(self) -> ocp.CheckpointManager:
+        if self._manager is None:
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=self._keep, create=True, enable_async_checkpointing=True, cleanup_tmp_directories=True
+            )
+            self._manager = ocp.CheckpointManager(
+                self.folder if "://" in str(self.folder) else self.folder.resolve(),
+                options=options,
+                item_handlers={"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
+            )
+        return self._manager
+
+    def latest_step(self) -> int | None:
+        """The newest complete step, or None."""
+        return self._open().latest_step()
+
+    def all_steps(self) -> list[int]:
+        """Complete steps, oldest first."""
+        return sorted(self._open().all_steps())
+
+    def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
+        """Starts writing `step`; returns once the arrays are copied, the rest happens in the background.
+
+        Raises: CheckpointError when the disk is full or not writable, also for a save that started earlier.
+        """
+        manager = self._open()
+        if step in manager.all_steps():
+            return
+        try:
+            manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta)),
+            )
+        except Exception as error:
+            raise self._write_error(step, error) from error
+
+    def wait(self) -> None:
+        """Blocks until everything is on disk. Raises: CheckpointError as `save`."""
+        try:
+            self._open().wait_until_finished()
+        except Exception as error:
+            raise self._write_error(None, error) from error
+
+    def reached_preemption(self, step: int) -> bool:
+        """True when all processes of a multi-process job agree that one was told to stop (SIGTERM, maintenance)."""
+        return self._open().reached_preemption(step)
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """The JSON part of a step."""
+        return self._open().restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+
+    def restore(self, step: int, target: Any) -> Any:
+        """The state of `step`, in the structure, dtypes and shardings of `target` (arrays or ShapeDtypeStructs).
+
+        Raises: CheckpointError naming the entries that differ when the checkpoint holds another model.
+        """
+        self._check_structure(step, target)
+        args = ocp.args.PyTreeRestore(item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target))
+        return self._open().restore(step, args=ocp.args.Composite(state=args)).state
+
+    def restore_partial(self, step: int, target: Any) -> Any:
+        """As `restore`, for a target that names only some of the entries (parameters without optimizer, say)."""
+        self._check_structure(step, target, partial=True)
+        args = ocp.args.PyTreeRestore(
+            item=target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            partial_restore=True,
+        )
+        return self._open().restore(step, args=ocp.args.Composite(state=args)).state
+
+    def close(self) -> None:
+        """Waits for pending saves and releases the folder."""
+        if self._manager is not None:
+            self.wait()
+            self._manager.close()
+            self._manager = None
+
+    def _check_structure(self, step: int, target: Any, partial: bool = False) -> None:
+        stored_tree = self._open().item_metadata(step).state
+        stored = _shapes(getattr(stored_tree, "tree", stored_tree))
+        wanted = _shapes(target)
+        missing = sorted(set(wanted) - set(stored))
+        extra = [] if partial else sorted(set(stored) - set(wanted))
+        differ = [
+            f"{k}: checkpoint {stored[k]}, model {wanted[k]}"
+            for k in sorted(set(stored) & set(wanted))
+            if stored[k] != wanted[k]
+        ]
+        if missing or extra or differ:
+            lines = [f"The checkpoint at step {step} in {self.folder} holds another model than the config describes."]
+            for title, names in (
+                ("not in the checkpoint", missing),
+                ("not in the model", extra),
+                ("other shape", differ),
+            ):
+                if names:
+                    shown = "; ".join(names[:5]) + (f"; and {len(names) - 5} more" if len(names) > 5 else "")
+                    lines.append(f"  {title} ({len(names)}): {shown}")
+            lines.append("Use the config the run was started with (config.json in its folder), or another --workdir.")
+            raise CheckpointError("\n".join(lines))
+
+    def _write_error(self, step: int | None, error: BaseException) -> CheckpointError:
+        which = "A checkpoint" if step is None else f"The checkpoint of step {step}"
+        if disk_full(error):
+            return CheckpointError(
+                f"{which} could not be written to {self.folder}: no space left on the device. Free space, lower "
+                "keep_checkpoints, or move the run folder; the previous checkpoint is intact and the same command resumes."
+            )
+        return CheckpointError(f"{which} could not be written to {self.folder}: {type(error).__name__}: {error}")
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """True when `error` or anything it came from says that the device is full (errno or message)."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if re.search(r"no space left|disk quota exceeded|RESOURCE_EXHAUSTED.*space", str(error), re.IGNORECASE):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))[0]
+    names = {}
+    for path, leaf in flat:
+        if hasattr(leaf, "shape"):
+            key = "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+            names[key] = tuple(leaf.shape)
+    return names

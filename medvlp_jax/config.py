@@ -1,0 +1,92 @@
+"""The config of a run on disk: written once, compared when the run resumes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+# What may change between two sessions of one run without making it another run.
+FREE_FIELDS = (
+    "total_steps",
+    "epochs",
+    "log_every_steps",
+    "checkpoint_every_steps",
+    "eval_every_steps",
+    "keep_checkpoints",
+    "eval_batch_size",
+    "evaluators",
+    "mesh.",
+    "data.dir",
+    "data.threads",
+    "data.workers",
+    "data.eval_split",
+    "data.test_split",
+    "text.cache",
+    "model.trunk.remat",
+)
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """The config as dotted names -> values, tuples as lists."""
+    result = {}
+
+    def walk(prefix: str, node: Any) -> None:
+        for name, value in node.items():
+            if isinstance(value, ConfigDict | dict):
+                walk(f"{prefix}{name}.", value)
+            else:
+                result[prefix + name] = list(value) if isinstance(value, tuple) else value
+
+    walk("", config)
+    return result
+
+
+def claim_workdir(config: Any, workdir: Path, *, write: bool = True) -> None:
+    """Writes `config.json` into a new run folder, or checks that an old one belongs to the same run.
+
+    Raises: ValueError listing the fields that differ from the run's config.
+    """
+    path = Path(workdir) / "config.json"
+    current = json.loads(json.dumps(flat(config)))
+    if path.exists():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        differ = [
+            f"{name}: the run has {stored.get(name, '(no such field)')!r}, you ask for "
+            f"{current.get(name, '(no such field)')!r}"
+            for name in sorted({*stored, *current})
+            if stored.get(name) != current.get(name) and not name.startswith(FREE_FIELDS)
+        ]
+        if differ:
+            raise ValueError(
+                f"The run folder {workdir} belongs to another config:\n  " + "\n  ".join(differ) + "\n"
+                "Use another --workdir, or the config that this run was started with."
+            )
+    if write:
+        part = path.with_suffix(".tmp")
+        part.write_text(json.dumps(current, indent=1) + "\n", encoding="utf-8")
+        part.replace(path)
+
+
+def load(workdir: str | Path, like: ConfigDict) -> ConfigDict:
+    """The config stored in a run folder, in the structure of `like` (a config made by the same config file).
+
+    Raises: FileNotFoundError when the folder holds no run; ValueError for fields that `like` does not know.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{workdir} holds no run: {path.name} is missing. Train first, or check --workdir.")
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    result = like.copy_and_resolve_references()
+    known = flat(like)
+    unknown = sorted(set(stored) - set(known))
+    if unknown:
+        raise ValueError(f"{path} has fields that this version does not know: {', '.join(unknown)}.")
+    with result.unlocked():
+        for name, value in stored.items():
+            *parents, last = name.split(".")
+            node = result
+            for parent in parents:
+                node = node[parent]
+            node[last] = tuple(value) if isinstance(value, list) else value
+    return result

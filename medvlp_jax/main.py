@@ -1,0 +1,39 @@
+"""Train or evaluate:  python -m medvlp_jax.main --config configs/imitate.py:demo --workdir runs/demo [--mode eval]
+
+Fields of the config are overridden as --config.batch_size=64. The same command resumes an interrupted run.
+"""
+
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with arguments: configs/imitate.py:demo")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Run folder: made when missing, resumed when not.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "train, or eval: score the newest checkpoint.")
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}")
+    logging.set_verbosity(logging.WARNING)
+    from medvlp_jax.checkpoint import CheckpointError
+    from medvlp_jax.metrics import NonFiniteError
+
+    try:
+        if _MODE.value == "train":
+            from medvlp_jax.train import train
+
+            train(_CONFIG.value, _WORKDIR.value)
+        else:
+            from medvlp_jax.evaluate import evaluate
+
+            evaluate(_CONFIG.value, _WORKDIR.value)
+    except (ValueError, FileNotFoundError, CheckpointError, NonFiniteError) as error:
+        logging.vlog(1, "%s", error, exc_info=True)
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

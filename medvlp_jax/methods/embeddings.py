@@ -1,0 +1,25 @@
+"""What every method's towers return: the only things evaluators see."""
+
+from flax import struct
+from jaxtyping import Array, Float
+
+
+@struct.dataclass
+class ImageEmbedding:
+    """One image tower pass.
+
+    aligned: vectors per text section that they are trained towards, e.g. `impression` -> B×V×D. Any scale.
+    pooled_BxVxC: trunk features before any projection, for probes.
+    levels: named feature maps, (B·V)×H×W×C, example-major.
+    """
+
+    aligned: dict[str, Float[Array, "B V D"]]
+    pooled_BxVxC: Float[Array, "B V C"]
+    levels: dict[str, Array]
+
+
+@struct.dataclass
+class TextEmbedding:
+    """One text tower pass: vectors per section, same spaces as `ImageEmbedding.aligned`. B×D each."""
+
+    aligned: dict[str, Float[Array, "B D"]]

@@ -1,0 +1,269 @@
+"""IMITATE: clinical-prior guided hierarchical vision-language pretraining (arXiv 2310.07355).
+
+Two augmented views of a chest X-ray go through one ResNet. The *read* embedding summarises randomly drawn channels of
+all four stages and is aligned with the FINDINGS; the *diagnosis* embedding is the pooled last stage and is aligned
+with the IMPRESSION. Text comes from a frozen clinical BERT and one trainable MLP shared by both sections. Targets are
+softened by the correlation of the frozen report vectors. View-view terms are added.
+
+Reference for `preset='released'`: cheliu-computation/IMITATE-TMI2024@cd1c575. Every difference is one config field:
+
+| field                     | released      | fixed (default) | why                                              |
+|---------------------------|---------------|-----------------|--------------------------------------------------|
+| `text.missing`            | space         | mask            | an absent section is not a text to align with    |
+| `loss.prior.mass`         | released      | batch_invariant | unscaled targets change objective with the batch |
+| `loss.group_size`         | 128           | 0 (whole batch) | negatives from all devices                       |
+| `loss.duplicates`         | negative      | mask            | identical reports are no negatives of each other |
+| `model.bn.scope`          | group (128)   | global          | statistics independent of the device count       |
+| `model.read.mask_padding` | False         | True            | zero tokens carry no evidence                    |
+| `image.augment` flips     | 0.5 and 0.5   | none            | flips contradict "left" and "right" in the text  |
+| `optimizer.schedule`      | warm_restarts | cosine          | one cosine over the true steps, with warm-up     |
+| `optimizer.decay_mask`    | all           | matrices        | no decay on norms, biases and positions          |
+| `data.reshuffle`          | False         | True            | the released loader repeats one order            |
+
+The released code runs the trunk twice per view to draw channels twice. Drawing twice from one pass gives the same
+losses (BatchNorm running averages aside), so both presets make one pass per view and set `model.read.draws=2`.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float
+
+from medvlp_jax.encoders.resnet import ResNet
+from medvlp_jax.layers.channel_tokens import ChannelAttention, channel_tokens, sample_channels
+from medvlp_jax.layers.heads import ProjectionHead
+from medvlp_jax.losses.contrastive import contrastive, pair_mask, same_text
+from medvlp_jax.losses.targets import clinical_prior, prior_targets
+from medvlp_jax.methods.embeddings import ImageEmbedding, TextEmbedding
+
+STAGES = ("stage1", "stage2", "stage3", "stage4")
+DUPLICATES = ("mask", "negative")
+
+
+@struct.dataclass
+class Embeddings:
+    """Every array the loss needs. B examples, V views, P channel draws per view.
+
+    read_BxVxPxD, diagnosis_BxVxD: image side. findings_BxD, impression_BxD: projected text.
+    findings_BxE, impression_BxE: frozen text vectors, for the prior.
+    """
+
+    read_BxVxPxD: Float[Array, "B V P D"]
+    diagnosis_BxVxD: Float[Array, "B V D"]
+    findings_BxD: Float[Array, "B D"]
+    impression_BxD: Float[Array, "B D"]
+    findings_BxE: Float[Array, "B E"]
+    impression_BxE: Float[Array, "B E"]
+
+
+class ReadBranch(nn.Module):
+    """Channel tokens -> attention with CLS -> head. Takes the tokens, so that it is a function of plain arrays."""
+
+    config: Any
+    features: int
+    norm: dict
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, token_NxKxT: Float[Array, "N K T"], *, train: bool) -> Float[Array, "N D"]:
+        summary_NxT = ChannelAttention(
+            tokens=self.config.tokens,
+            heads=self.config.heads,
+            mask_padding=self.config.mask_padding,
+            dtype=self.dtype,
+            name="attention",
+        )(token_NxKxT)
+        head = ProjectionHead(self.config.hidden, self.features, self.norm, self.dtype, name="head")
+        return head(summary_NxT, train=train)
+
+
+class Imitate(nn.Module):
+    """The two towers.
+
+    Attributes: model: `config.model`; image: `config.image` (normalisation statistics, number of views).
+    RNG: `channels` when training.
+    """
+
+    model: Any
+    image: Any
+
+    def setup(self):
+        model, views = self.model, self.image.views
+        dtype = jnp.dtype(model.dtype)
+        norm = {"stats_scope": model.bn.scope, "group_size": model.bn.group_size, "momentum": model.bn.momentum}
+        trunk = {name: value for name, value in model.trunk.items() if name != "weights"}
+        self.trunk = ResNet(
+            **trunk,
+            bn_scope=model.bn.scope,
+            bn_group_size=model.bn.group_size,
+            bn_momentum=model.bn.momentum,
+            bn_views=views,
+            dtype=dtype,
+        )
+        self.read = ReadBranch(model.read, model.features, {**norm, "views": views * model.read.draws}, dtype)
+        self.diagnosis_head = ProjectionHead(model.diagnosis_hidden, model.features, {**norm, "views": views}, dtype)
+        self.text_head = ProjectionHead(model.text_hidden, model.features, norm, dtype)
+
+    def embed_image(self, image_BxVxHxWx1: Array, *, train: bool = False) -> ImageEmbedding:
+        """`aligned['findings']` is the read vector, averaged over draws; `aligned['impression']` the diagnosis."""
+        read_BxVxPxD, diagnosis_BxVxD, levels = self._image(image_BxVxHxWx1, train)
+        batch, views = image_BxVxHxWx1.shape[:2]
+        aligned = {"findings": jnp.mean(read_BxVxPxD, axis=2), "impression": diagnosis_BxVxD}
+        return ImageEmbedding(aligned, levels.pop("pooled").reshape(batch, views, -1), levels)
+
+    def embed_text(self, batch: dict[str, Array], *, train: bool = False) -> TextEmbedding:
+        """Text embeddings from `findings_embedding` and `impression_embedding` (frozen vectors, B×E)."""
+        return TextEmbedding(
+            {
+                section: self.text_head(batch[f"{section}_embedding"], train=train, valid_N=batch[f"has_{section}"])
+                for section in ("findings", "impression")
+            }
+        )
+
+    def __call__(self, batch: dict[str, Array], *, train: bool) -> Embeddings:
+        read_BxVxPxD, diagnosis_BxVxD, _ = self._image(batch["image"], train)
+        text = self.embed_text(batch, train=train).aligned
+        return Embeddings(
+            read_BxVxPxD,
+            diagnosis_BxVxD,
+            text["findings"],
+            text["impression"],
+            batch["findings_embedding"],
+            batch["impression_embedding"],
+        )
+
+    def _image(self, image_BxVxHxWx1: Array, train: bool):
+        batch, views = image_BxVxHxWx1.shape[:2]
+        pixels_NxHxWxC = normalize(image_BxVxHxWx1, self.image.mean, self.image.std)
+        pixels_NxHxWxC = pixels_NxHxWxC.reshape(batch * views, *pixels_NxHxWxC.shape[2:])
+        levels = self.trunk(pixels_NxHxWxC.astype(self.model.dtype), train=train)
+        diagnosis_BxVxD = self.diagnosis_head(levels["pooled"], train=train).reshape(batch, views, -1)
+        return self._read(levels, batch, views, train), diagnosis_BxVxD, dict(levels)
+
+    def _read(self, levels: dict[str, Array], batch: int, views: int, train: bool) -> Float[Array, "B V P D"]:
+        config = self.model.read
+        maps = [levels[stage].reshape(batch, views, *levels[stage].shape[1:]) for stage in STAGES]
+        # Without training the draw is fixed, so that an image has one embedding.
+        key = self.make_rng("channels") if train else jax.random.key(config.eval_seed)
+        draws = config.draws if train else config.eval_draws
+        token_sets = []
+        for view in range(views):
+            for draw in range(draws):
+                view_key = jax.random.fold_in(jax.random.fold_in(key, view if train else 0), draw)
+                widths = [stage_map.shape[-1] for stage_map in maps]
+                indices = sample_channels(view_key, widths, config.keep, replace=config.replace)
+                token_sets.append(channel_tokens([m[:, view] for m in maps], indices, grid=config.grid))
+        token_BxSxKxT = jnp.stack(token_sets, axis=1)  # S = views * draws, view-major
+        read_NxD = self.read(token_BxSxKxT.reshape(-1, *token_BxSxKxT.shape[2:]), train=train)
+        return read_NxD.reshape(batch, views, draws, -1)
+
+
+def build(config: Any) -> Imitate:
+    """The module for a full run config (`configs/imitate.py`)."""
+    return Imitate(model=config.model, image=config.image)
+
+
+def normalize(image: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Array, "... C"]:
+    """uint8 grey [..., 1] -> float32 [..., C], `(x / 255 - mean) / std`, one output channel per statistic."""
+    scaled = image.astype(jnp.float32) / 255.0
+    return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+
+
+def read_weight(epoch: Array, *, hold: int = 30, stop: int = 50) -> Float[Array, ""]:
+    """mu: weight of the findings terms; 1 up to epoch `hold`, then 1.3 - (epoch - hold)/20, 0.3 from epoch `stop` on.
+
+    Source: cheliu-computation/IMITATE-TMI2024@cd1c575, the trainer's epoch rule.
+    """
+    epoch = jnp.asarray(epoch, jnp.float32)
+    falling = 1.3 - (epoch - hold) / 20.0
+    return jnp.where(epoch <= hold, 1.0, jnp.where(epoch < stop, falling, 0.3))
+
+
+def loss(embeddings: Embeddings, batch: dict[str, Array], config: Any, epoch: Array) -> tuple[Array, dict[str, Array]]:
+    """`L = diagnosis + mu * read + view_diagnosis + mu * view_read`, over groups of `config.loss.group_size` examples.
+
+    Args:
+      embeddings: from `Imitate.__call__`, with two views or one (then without view terms).
+      batch: `has_findings`, `has_impression` (bool B), `findings_hash`, `impression_hash` (int32 B).
+      config: the run config; reads `config.loss`.
+      epoch: whole epochs seen before this step, for mu.
+
+    Returns: float32 scalar and the named terms, before weighting by mu.
+    Raises: ValueError for a batch that does not split into groups, or an unknown `duplicates` rule.
+    Source: arXiv 2310.07355 section III.
+    """
+    cfg = config.loss
+    if cfg.duplicates not in DUPLICATES:
+        raise ValueError(f"loss.duplicates={cfg.duplicates!r} is unknown. Choose one of {', '.join(DUPLICATES)}.")
+    used = {k: batch[k] for k in ("has_findings", "has_impression", "findings_hash", "impression_hash")}
+    size = cfg.group_size or embeddings.diagnosis_BxVxD.shape[0]
+    grouped = jax.tree.map(lambda x: _in_groups(x, size), (embeddings, used))
+    terms = jax.vmap(lambda e, b: _group_terms(e, b, cfg))(*grouped)
+    terms = {name: jnp.mean(value) for name, value in terms.items()}
+    mu = read_weight(epoch, hold=cfg.mu_hold, stop=cfg.mu_stop)
+    total = terms["diagnosis"] + mu * terms["read"]
+    if "view_read" in terms:
+        total = total + terms["view_diagnosis"] + mu * terms["view_read"]
+    return total, {**terms, "mu": mu}
+
+
+def _group_terms(embeddings: Embeddings, batch: dict[str, Array], cfg: Any) -> dict[str, Array]:
+    views = embeddings.diagnosis_BxVxD.shape[1]
+    diagnosis = [embeddings.diagnosis_BxVxD[:, v] for v in range(views)]
+    read = [embeddings.read_BxVxPxD[:, v] for v in range(views)]
+    terms = {
+        "diagnosis": _text_term(
+            diagnosis, embeddings.impression_BxD, embeddings.impression_BxE, "impression", batch, cfg
+        ),
+        "read": _text_term(
+            [r[:, 0] for r in read], embeddings.findings_BxD, embeddings.findings_BxE, "findings", batch, cfg
+        ),
+    }
+    if cfg.view_terms and views == 2:
+        # The last draw of each view: the released code redraws channels for its view-view pass.
+        prior_BxB = _prior(embeddings.impression_BxE, batch["has_impression"], cfg)
+        targets_BxB = _targets(prior_BxB, cfg.temperature_view, cfg, valid_B=batch["has_impression"])
+        view = {"temperature": cfg.temperature_view}
+        terms["view_diagnosis"] = 2.0 * contrastive(*diagnosis, targets_BxB=targets_BxB, **view)
+        terms["view_read"] = 2.0 * contrastive(read[0][:, -1], read[1][:, -1], **view)
+    return terms
+
+
+def _text_term(images: list[Array], text_BxD: Array, frozen_BxE: Array, section: str, batch: dict, cfg: Any) -> Array:
+    valid_B = batch[f"has_{section}"]
+    exclude_BxB = same_text(batch[f"{section}_hash"], valid_B) if cfg.duplicates == "mask" else None
+    pairs_BxB = pair_mask(valid_B.shape[0], valid_B, exclude_BxB)
+    prior_BxB = _prior(frozen_BxE, valid_B, cfg)
+    targets_BxB = _targets(prior_BxB, cfg.temperature_text, cfg, valid_B=valid_B, pair_mask_BxB=pairs_BxB)
+    return sum(
+        contrastive(
+            image_BxD,
+            text_BxD,
+            temperature=cfg.temperature_text,
+            targets_BxB=targets_BxB,
+            valid_B=valid_B,
+            exclude_BxB=exclude_BxB,
+        )
+        for image_BxD in images
+    )
+
+
+def _prior(frozen_BxE: Array, valid_B: Array, cfg: Any) -> Array:
+    return clinical_prior(frozen_BxE, kernel=cfg.prior.kernel, ratio=cfg.prior.ratio, valid_B=valid_B)
+
+
+def _targets(prior_BxB: Array, temperature: float, cfg: Any, **masks: Array) -> Array:
+    rule = {"mass": cfg.prior.mass, "reference_batch": cfg.prior.reference_batch}
+    return prior_targets(prior_BxB, temperature=temperature, **rule, **masks)
+
+
+def _in_groups(x: Array, size: int) -> Array:
+    if x.shape[0] % size:
+        raise ValueError(
+            f"loss.group_size={size} does not divide the batch of {x.shape[0]}. Use a batch size that is a multiple of "
+            f"{size}, or loss.group_size=0 for one group."
+        )
+    return x.reshape(x.shape[0] // size, size, *x.shape[1:])

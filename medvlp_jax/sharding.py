@@ -1,0 +1,109 @@
+"""Processes, mesh and the rules that place arrays on it."""
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp")
+# Batches are split over both axes; parameters only over `fsdp`.
+BATCH = PartitionSpec(AXES)
+REPLICATED = PartitionSpec()
+# (regex over the parameter path, rule), first match wins. `largest`: split the largest axis that `fsdp` divides.
+PARAMETER_RULES: tuple[tuple[str, str], ...] = (
+    (r".*(norm|positions|cls|bias|scale|mean|var|count|step|rng).*", "replicated"),
+    (r".*", "largest"),
+)
+SMALLEST_SPLIT = 2**14  # splitting a smaller array costs more in collectives than it saves in memory
+
+
+def initialize_processes() -> None:
+    """Joins the other processes of a multi-process run, if there are any.
+
+    Reads JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID (as `launch/local_multiprocess.sh` sets them);
+    on Slurm and on TPU slices with several hosts JAX finds them itself.
+    Raises: ValueError when only some of the three variables are set.
+    """
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    given = [name for name in names if os.environ.get(name)]
+    if given and len(given) < len(names):
+        missing = ", ".join(name for name in names if name not in given)
+        raise ValueError(f"{', '.join(given)} set, but {missing} missing: a multi-process run needs all three.")
+    if given:
+        address, count, index = (os.environ[name] for name in names)
+        jax.distributed.initialize(address, num_processes=int(count), process_id=int(index))
+    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+        jax.distributed.initialize()
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Mesh with axes `data` and `fsdp`. One of the sizes may be -1: all devices that the other leaves over.
+
+    Raises: ValueError when the sizes do not multiply to the number of devices.
+    """
+    devices = list(devices or jax.devices())
+    sizes = {"data": data, "fsdp": fsdp}
+    if any(size == 0 or size < -1 for size in sizes.values()) or list(sizes.values()) == [-1, -1]:
+        raise ValueError(f"mesh.data={data}, mesh.fsdp={fsdp}: sizes are positive, and one of them may be -1.")
+    for name, size in sizes.items():
+        if size == -1:
+            other = fsdp if name == "data" else data
+            sizes[name] = max(len(devices) // other, 1)
+    if sizes["data"] * sizes["fsdp"] != len(devices):
+        raise ValueError(
+            f"mesh.data={data} x mesh.fsdp={fsdp} does not make {len(devices)} devices. "
+            f"Use mesh.data=-1 and a mesh.fsdp that divides {len(devices)}."
+        )
+    return jax.make_mesh((sizes["data"], sizes["fsdp"]), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def check_batch(batch_size: int, mesh: Mesh, name: str = "batch_size") -> None:
+    """Raises: ValueError unless `batch_size` splits evenly over the devices of the mesh."""
+    count = mesh.devices.size
+    if batch_size < 1 or batch_size % count:
+        below, above = batch_size // count * count, (batch_size // count + 1) * count
+        nearest = f"{below} or {above}" if below else f"{above}"
+        raise ValueError(
+            f"{name}={batch_size} is not divisible by the {count} devices on mesh axes "
+            f"data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']}. Use a multiple of {count} ({nearest})."
+        )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Leading axis over all devices."""
+    return NamedSharding(mesh, BATCH)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, REPLICATED)
+
+
+def parameter_sharding(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, str]] = PARAMETER_RULES) -> Any:
+    """Shardings for a tree of arrays or shape structs, by the first rule whose regex matches the path.
+
+    Optimizer moments carry their parameter's path and so its sharding.
+    Raises: ValueError for a rule that is neither `replicated` nor `largest`, or a path that no rule matches.
+    """
+
+    def place(path, leaf):
+        name = "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+        for pattern, rule in rules:
+            if re.fullmatch(pattern, name):
+                return NamedSharding(mesh, _spec(rule, leaf.shape, mesh.shape["fsdp"]))
+        raise ValueError(f"No sharding rule matches {name!r}; end the rules with ('.*', 'replicated').")
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _spec(rule: str, shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
+    if rule not in ("replicated", "largest"):
+        raise ValueError(f"Unknown sharding rule {rule!r}. Choose one of replicated, largest.")
+    if rule == "replicated" or fsdp == 1 or np.prod(shape, dtype=np.int64) < SMALLEST_SPLIT:
+        return REPLICATED
+    axes = [axis for axis in np.argsort(shape)[::-1] if shape[axis] % fsdp == 0]
+    return PartitionSpec(*("fsdp" if axis == axes[0] else None for axis in range(len(shape)))) if axes else REPLICATED

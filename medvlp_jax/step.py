@@ -1,0 +1,118 @@
+"""The train state and the one jitted step: what training runs and what a compile for an absent pod would compile."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from medvlp_jax import sharding
+from medvlp_jax.methods import Method
+from medvlp_jax.text_tower import TextTower
+
+SECTIONS = ("findings", "impression")
+
+
+def init_state(model: Any, tx: optax.GradientTransformation, batch: dict[str, Any], seed: int) -> dict[str, Any]:
+    """A fresh state: `params`, `batch_stats`, `opt_state`, `step` (int32), `rng` (key that steps fold their number into).
+
+    Args: batch: arrays or ShapeDtypeStructs of any batch size ≥ 1 with the model's inputs.
+    """
+    key = jax.random.key(seed)
+    small = {name: jnp.zeros((2, *x.shape[1:]), x.dtype) for name, x in batch.items()}
+    variables = model.init({"params": jax.random.fold_in(key, 0), "channels": key}, small, train=True)
+    return {
+        "params": variables["params"],
+        "batch_stats": variables.get("batch_stats", {}),
+        "opt_state": tx.init(variables["params"]),
+        "step": jnp.zeros((), jnp.int32),
+        "rng": jax.random.fold_in(key, 1),
+    }
+
+
+def sharded_state(
+    model: Any, tx: optax.GradientTransformation, batch: dict[str, Any], seed: int, mesh: Mesh
+) -> tuple[Callable[[], dict[str, Any]], dict[str, Any]]:
+    """How to make the state where it belongs, without ever holding it whole on one device.
+
+    Returns: a function that makes it, and its ShapeDtypeStructs with shardings (the target of a restore).
+    """
+
+    def init():
+        return init_state(model, tx, batch, seed)
+
+    shapes = jax.eval_shape(init)
+    places = sharding.parameter_sharding(shapes, mesh)
+    target = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
+    return jax.jit(init, out_shardings=places), target
+
+
+def with_text_vectors(batch: dict[str, Any], tower: TextTower | None, frozen: Any) -> dict[str, Any]:
+    """Adds `<section>_embedding` from token ids when the batch does not carry cached vectors; one tower pass for both."""
+    if tower is None or "findings_embedding" in batch:
+        return batch
+    ids_2BxL = jnp.concatenate([batch[f"{section}_ids"] for section in SECTIONS])
+    mask_2BxL = jnp.concatenate([batch[f"{section}_mask"] for section in SECTIONS])
+    vectors = jnp.split(tower.encode(frozen, ids_2BxL, mask_2BxL), 2)
+    added = {f"{section}_embedding": vector for section, vector in zip(SECTIONS, vectors, strict=True)}
+    return {**{k: v for k, v in batch.items() if not k.endswith(("_ids", "findings_mask", "impression_mask"))}, **added}
+
+
+def make_train_step(
+    model: Any,
+    method: Method,
+    tx: optax.GradientTransformation,
+    config: Any,
+    *,
+    examples: int,
+    tower: TextTower | None = None,
+    learning_rate: Callable[[Any], Any] | None = None,
+) -> Callable[[dict[str, Any], Any, dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]]:
+    """The step `(state, frozen, batch) -> (state, metrics)`, a pure function over the global batch.
+
+    Args:
+      model, method, tx, config: as built for the run.
+      examples: size of the training set; decides the epoch that a step belongs to.
+      tower: frozen text tower when it runs inside the step; `frozen` then holds its variables.
+      learning_rate: schedule, for the log.
+    """
+
+    def train_step(state, frozen, batch):
+        batch = with_text_vectors(batch, tower, frozen)
+        epoch = jnp.floor(state["step"].astype(jnp.float32) * (config.batch_size / examples))
+        rngs = {"channels": jax.random.fold_in(state["rng"], state["step"])}
+
+        def loss_fn(params):
+            variables = {"params": params, "batch_stats": state["batch_stats"]}
+            embeddings, updated = model.apply(variables, batch, train=True, rngs=rngs, mutable=["batch_stats"])
+            loss, terms = method.loss(embeddings, batch, config, epoch)
+            return loss, (terms, updated.get("batch_stats", {}))
+
+        (loss, (terms, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
+        updates, opt_state = tx.update(grads, state["opt_state"], state["params"])
+        metrics = {"loss": loss, **terms, "gradient_norm": optax.global_norm(grads)}
+        if learning_rate is not None:
+            metrics["learning_rate"] = learning_rate(state["step"])
+        new_state = {
+            "params": optax.apply_updates(state["params"], updates),
+            "batch_stats": batch_stats,
+            "opt_state": opt_state,
+            "step": state["step"] + 1,
+            "rng": state["rng"],
+        }
+        return new_state, metrics
+
+    return train_step
+
+
+def compile_train_step(train_step: Callable, target: dict[str, Any], mesh: Mesh) -> Callable:
+    """`train_step` jitted for the mesh: state donated and kept on its shardings, metrics replicated."""
+    places = jax.tree.map(lambda s: s.sharding, target)
+    return jax.jit(
+        train_step,
+        in_shardings=(places, sharding.replicated(mesh), sharding.batch_sharding(mesh)),
+        out_shardings=(places, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )

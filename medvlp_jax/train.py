@@ -1,0 +1,205 @@
+"""The story of a run: mesh, data, model, shard, restore, then the loop of step, log, save and evaluate."""
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from medvlp_jax import build, config as configs, sharding, step as steps
+from medvlp_jax.checkpoint import Checkpoints
+from medvlp_jax.data import pipeline
+from medvlp_jax.evaluate import evaluate_state, format_scores, write_scores
+from medvlp_jax.metrics import Console, MetricWriter, Progress, check_finite, clock
+
+
+def train(config: Any, workdir: str | Path) -> dict[str, Any]:
+    """Trains `config` in `workdir`, resuming from its newest checkpoint, and scores the result.
+
+    The folder then holds `config.json`, `checkpoints/`, `metrics.jsonl`, TensorBoard events, `log.txt`, `scores.json`.
+    SIGTERM and SIGINT save a checkpoint and return early; the same call resumes with the same batches and numbers.
+
+    Returns: {"step", "scores"}; `scores` is empty for a run that was told to stop.
+    Raises: ValueError for a config that does not fit the data, devices or the folder; NonFiniteError when a loss term
+      breaks; CheckpointError for a checkpoint that cannot be written or belongs to another model.
+    """
+    # -- processes, folder, mesh
+    sharding.initialize_processes()
+    main_process = jax.process_index() == 0
+    workdir = Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    configs.claim_workdir(config, workdir, write=main_process)
+    say = Console(workdir, write=main_process)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    say(f"run       {config.method} preset={config.preset} in {workdir}")
+    say(
+        f"devices   {mesh.devices.size} {jax.devices()[0].device_kind} in {jax.process_count()} process(es), "
+        f"mesh data={mesh.shape['data']} fsdp={mesh.shape['fsdp']}, "
+        f"batch {config.batch_size} = {config.batch_size // mesh.devices.size} per device"
+    )
+
+    # -- data, model, and a state born where it belongs
+    parts = build.assemble(config, mesh, say)
+    make_state, target = steps.sharded_state(parts.model, parts.tx, build.first_batch(parts), config.seed, mesh)
+    train_step = steps.make_train_step(
+        parts.model,
+        parts.method,
+        parts.tx,
+        config,
+        examples=len(parts.train),
+        tower=parts.tower,
+        learning_rate=parts.schedule,
+    )
+    train_step = steps.compile_train_step(train_step, target, mesh)
+
+    # -- restore, or start
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
+    first_step = checkpoints.latest_step() or 0
+    if first_step:
+        state, meta = checkpoints.restore(first_step, target), checkpoints.meta(first_step)
+        say(f"resume    step {first_step}, {meta['examples_seen']} examples seen, {clock(meta['seconds'])} of training")
+    else:
+        state, meta = build.load_trunk(parts, make_state()), {"examples_seen": 0, "seconds": 0.0}
+    count = sum(x.size for x in jax.tree.leaves(state["params"]))
+    say(f"model     {count:,} trainable parameters, {config.model.dtype} compute")
+
+    writer = MetricWriter(workdir, resume_step=first_step, write=main_process)
+    writer.hyperparameters(configs.flat(config))
+    progress = Progress(
+        total_steps=parts.total_steps,
+        batch_size=config.batch_size,
+        views=config.image.views,
+        seconds=meta["seconds"],
+    )
+    stop = _StopSignal()
+
+    def save(number: int) -> None:
+        checkpoints.save(
+            number,
+            state,
+            {
+                "examples_seen": meta["examples_seen"] + (number - first_step) * config.batch_size,
+                "seconds": progress.seconds(),
+                "method": config.method,
+                "batch_size": config.batch_size,
+            },
+        )
+
+    # -- the loop
+    number, pending = first_step, None
+    batches = pipeline.train_batches(
+        parts.train,
+        parts.augment,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_example=meta["examples_seen"],
+        reshuffle=config.data.reshuffle,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_threads=config.data.threads,
+        workers=config.data.workers,
+    )
+    compile_start = time.monotonic()
+    with pipeline.device_prefetch(batches, sharding.batch_sharding(mesh)) as device_batches, stop:
+        while number < parts.total_steps:
+            batch = next(device_batches)
+            state, metrics = train_step(state, parts.frozen, batch)
+            number += 1
+            if number == first_step + 1:
+                _log_images(writer, number, batch, main_process)
+                jax.block_until_ready(metrics)
+                say(f"compile   {time.monotonic() - compile_start:.1f} s")
+            # Metrics are read one step late, so that the host never waits for the devices it should feed.
+            if pending is not None:
+                _report(*pending, config, writer, progress, say, device_batches.wait_seconds)
+            pending = (number, metrics)
+
+            done = number == parts.total_steps
+            stopping = stop.requested(checkpoints, number)
+            evaluating = not done and config.eval_every_steps and number % config.eval_every_steps == 0
+            saving = done or stopping or (config.checkpoint_every_steps and number % config.checkpoint_every_steps == 0)
+            if saving or evaluating:
+                _report(*pending, config, writer, progress, say, device_batches.wait_seconds)
+                pending = None
+                pause = time.monotonic()
+                if saving:
+                    save(number)
+                if evaluating and not stopping:
+                    scores = evaluate_state(parts, state, config.data.eval_split)
+                    writer.scalars(number, scores)
+                    say(f"step {number} {config.data.eval_split} " + _brief(scores))
+                progress.pause(time.monotonic() - pause)
+            if stopping and not done:
+                break
+    checkpoints.close()
+
+    # -- the end: scores, or where to go on
+    if number < parts.total_steps:
+        say(f"stopped   by {stop.name} after step {number}; the checkpoint is saved, the same command resumes")
+        writer.close()
+        say.close()
+        return {"step": number, "scores": {}}
+    say(f"trained   {number} steps in {clock(progress.seconds())}; scoring the {config.data.test_split} split")
+    scores = write_scores(parts, state, target, make_state, workdir, number)
+    writer.scalars(number, {f"{config.data.test_split}/{k}": v for k, v in scores["trained"].items()})
+    writer.close()
+    for line in format_scores(scores):
+        say(line)
+    say(f"\ncheckpoint  {workdir / 'checkpoints' / str(number)}")
+    say(f"metrics     {workdir / 'metrics.jsonl'}   (TensorBoard: tensorboard --logdir {workdir})")
+    say(f"scores      {workdir / 'scores.json'}")
+    say.close()
+    return {"step": number, "scores": scores}
+
+
+def _report(number, metrics, config, writer, progress, say, wait_seconds) -> None:
+    """Checks a step's numbers and, on logging steps, writes them."""
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    check_finite(number, values)
+    if number % config.log_every_steps == 0 or number == progress.total_steps or number == 1:
+        rates = progress.rates(number, wait_seconds)
+        writer.scalars(number, {**values, **rates, "seconds": progress.seconds()})
+        shown = {k: v for k, v in values.items() if k not in ("gradient_norm", "learning_rate", "mu")}
+        say(progress.line(number, shown, rates))
+
+
+def _log_images(writer: MetricWriter, number: int, batch: dict[str, Any], main_process: bool) -> None:
+    """A few augmented views as the model sees them, for TensorBoard."""
+    if main_process:
+        image_BxVxHxWx1 = batch["image"].addressable_shards[0].data[:4]
+        shape = image_BxVxHxWx1.shape
+        writer.images(number, {"views": jax.device_get(image_BxVxHxWx1).reshape(-1, *shape[2:])})
+
+
+def _brief(scores: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
+
+
+class _StopSignal:
+    """SIGTERM or SIGINT asks the loop to save and leave; all processes of a job agree on the step."""
+
+    def __init__(self):
+        self.name = ""
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self):
+        # With several processes JAX's own preemption service listens for SIGTERM and finds a common step.
+        if jax.process_count() == 1:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number, _frame):
+        if self.name:  # asked twice: leave at once
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
+
+    def requested(self, checkpoints: Checkpoints, step: int) -> bool:
+        if jax.process_count() > 1 and checkpoints.reached_preemption(step):
+            self.name = "SIGTERM"
+        return bool(self.name)
