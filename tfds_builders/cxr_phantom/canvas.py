@@ -1,9 +1,11 @@
 """Drawing patient-frame curves into pixel planes, the same shape at every image size."""
 
+import functools
+
 import cv2
 import numpy as np
 
-from tfds_builders.cxr_phantom.anatomy import Pose, ribbon
+from tfds_builders.cxr_phantom.anatomy import Pose, ribbon, stream
 
 _SHIFT = 5  # OpenCV polygon coordinates are fixed point with this many fractional bits
 
@@ -21,7 +23,12 @@ class Canvas:
 
     def film(self, points) -> np.ndarray:
         """Patient frame [..., 2] to film coordinates in 0..1 (x to the right, y down)."""
-        return (np.asarray(points) - (0.0, 0.5)) @ self._linear.T + self._offset
+        points = np.asarray(points, np.float64)
+        x, y = points[..., 0], points[..., 1] - 0.5
+        out = np.empty_like(points)
+        for axis, (a, b) in enumerate(self._linear):
+            out[..., axis] = a * x + b * y + self._offset[axis]
+        return out
 
     def fixed(self, points, size: int | None = None) -> np.ndarray:
         """Patient frame [..., 2] to OpenCV's fixed-point pixels, int32."""
@@ -44,11 +51,13 @@ class Canvas:
 
         Thinner than a pixel, a line gets fainter instead of wider, so that it carries the same weight at every size.
         """
-        scale = plane.shape[0] * self.zoom
-        for path, width, level in zip(self.fixed(paths, plane.shape[0]), widths, levels, strict=True):
-            thickness = max(1, round(width * scale))
-            level = int(level * min(1.0, width * scale / thickness))
-            cv2.polylines(plane, [path], closed, level, thickness, cv2.LINE_AA, _SHIFT)
+        pixels = np.asarray(widths, np.float64) * (plane.shape[0] * self.zoom)
+        thickness = np.maximum(1, np.rint(pixels))
+        level = np.asarray(levels) * np.minimum(1.0, pixels / thickness)
+        style = thickness.astype(int) * 256 + np.minimum(255, 16 * np.rint(level / 16)).astype(int)
+        fixed = self.fixed(paths, plane.shape[0])
+        for value in np.unique(style).tolist():  # one call per style; thicker and brighter ones on top
+            cv2.polylines(plane, list(fixed[style == value]), closed, value % 256, value // 256, cv2.LINE_AA, _SHIFT)
         return plane
 
     def line(self, plane: np.ndarray, path, width: float, level: float = 255, *, closed: bool = False) -> np.ndarray:
@@ -74,7 +83,7 @@ class Canvas:
         """
         sigma = blur * self.size * self.zoom
         factor = 1
-        while sigma / factor > 3.0 and self.size // (factor * 2) >= 16 and self.size % (factor * 2) == 0:
+        while sigma / factor > 1.6 and self.size // (factor * 2) >= 16 and self.size % (factor * 2) == 0:
             factor *= 2
         small = self.plane(self.size // factor)
         for outline, level in zip(outlines, levels or [255] * len(outlines), strict=True):
@@ -88,10 +97,25 @@ class Canvas:
             plane = cv2.resize(plane, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
         return plane
 
-    def clouds(self, rng: np.random.Generator, cells: int) -> np.ndarray:
-        """Smooth random field, about unit variance, float32 at full size."""
-        grid = rng.standard_normal((cells, cells), dtype=np.float32)
-        return cv2.resize(grid, (self.size, self.size), interpolation=cv2.INTER_CUBIC) * 1.35
+    def clouds(self, rng: np.random.Generator, *scales: tuple[int, float]) -> np.ndarray:
+        """Smooth random field, float32 at full size: the sum of (cells across the film, standard deviation)."""
+        grid = None
+        for cells, deviation in scales:  # from coarse to fine
+            fresh = rng.standard_normal((cells, cells), dtype=np.float32) * (1.35 * deviation)
+            grid = fresh if grid is None else fresh + cv2.resize(grid, (cells, cells), interpolation=cv2.INTER_CUBIC)
+        return cv2.resize(grid, (self.size, self.size), interpolation=cv2.INTER_CUBIC)
+
+
+@functools.lru_cache(maxsize=4)
+def _grain_tile(side: int, sigma: float) -> np.ndarray:
+    return soften(stream(side, 0x6E01).standard_normal((side, side), dtype=np.float32), sigma)
+
+
+def grain(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Film grain, float32 [size, size] with about unit variance: a random window of one large tile per image size."""
+    side = max(1024, 2 * size)
+    row, column = rng.integers(0, side - size, 2)
+    return _grain_tile(side, 0.55 * size / 256)[row : row + size, column : column + size]
 
 
 def soften(plane: np.ndarray, sigma: float) -> np.ndarray:

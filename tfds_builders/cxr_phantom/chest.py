@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from tfds_builders.cxr_phantom.anatomy import SIDES, Anatomy, ellipse, ribbon, stream
-from tfds_builders.cxr_phantom.canvas import Canvas, soften
+from tfds_builders.cxr_phantom.canvas import Canvas, grain, soften
 
 
 class Chest:
@@ -30,6 +30,11 @@ class Chest:
     def lungs(self) -> np.ndarray:
         """Both lungs, uint8 0/255."""
         return cv2.max(self.lung_masks["right"], self.lung_masks["left"])
+
+    @functools.cached_property
+    def lung_edge(self) -> np.ndarray:
+        """Both lungs with a narrow penumbra, float32 in 0..1."""
+        return soften(self.lungs, 0.005 * self.canvas.size).astype(np.float32) * (1 / 255)
 
     def _soft_tissue(self) -> np.ndarray:
         a, c, body = self.anatomy, self.canvas, self.anatomy.body
@@ -55,13 +60,13 @@ class Chest:
         body_plane -= 0.2 * small.soft(bubble, blur=0.008)
         plane = c.enlarge(body_plane)
 
-        edge = soften(self.lungs, 0.0045 * size).astype(np.float32)
+        edge = self.lung_edge
         deep = c.enlarge(
             soften(cv2.resize(self.lungs, torso.shape, interpolation=cv2.INTER_AREA), torso.shape[0] * 0.04)
         )
         # Inside the lungs most of the path is air; towards their rim the path through the chest wall grows.
-        plane *= 1 - edge * (0.56 / 255)
-        plane -= edge * (0.13 / 255) * deep
+        plane *= 1 - edge * 0.56
+        plane -= edge * 0.13 * deep
         plane += 0.52 * c.soft(a.heart(), blur=0.007)
         plane += 0.18 * c.soft(a.heart(), blur=0.03)
         plane += 0.33 * c.soft(a.great_vessels(), blur=0.006)
@@ -75,18 +80,15 @@ class Chest:
     def _vessels(self) -> np.ndarray:
         a, c = self.anatomy, self.canvas
         plane = c.plane()
+        trees = [a.vessel_tree(side) for side in SIDES]
+        paths, widths = np.concatenate([t[0] for t in trees]), np.concatenate([t[1] for t in trees])
+        for part, scale, level in ((slice(4, 7), 0.35, 105), (slice(2, 5), 0.62, 130), (slice(0, 3), 1.0, 150)):
+            c.lines(plane, paths[:, part], scale * widths, np.full(len(paths), level))
         for side, s in SIDES.items():
-            paths, widths = a.vessel_tree(side)
-            ones = np.ones(len(paths))
-            c.lines(plane, paths[:, 4:], 0.35 * widths, 105 * ones)
-            c.lines(plane, paths[:, 2:5], 0.62 * widths, 130 * ones)
-            c.lines(plane, paths[:, :3], widths, 150 * ones)
-            hilum = a.lung_point(side, 0.10, 0.50)
-            outline = ellipse(hilum, (0.030, 0.062), s * 0.25, wobble=[(0.15, 0.2), (0.12, 0.7)])
+            outline = ellipse(a.lung_point(side, 0.1, 0.5), (0.030, 0.062), s * 0.25, wobble=[(0.15, 0.2), (0.12, 0.7)])
             c.fill(plane, outline, 120)
         plane = soften(plane, 0.0026 * c.size).astype(np.float32)
-        lungs = soften(self.lungs, 0.006 * c.size).astype(np.float32) * (1 / 255)
-        return plane * lungs * (0.40 / 255 * a.body.vessels)
+        return plane * self.lung_edge * (0.40 / 255 * a.body.vessels)
 
     def _bones(self) -> np.ndarray:
         """Ribs, clavicles, scapulae and vertebrae: each a band with a dense rim."""
@@ -98,36 +100,35 @@ class Chest:
             half = (0.0105 + 0.00012 * np.arange(len(ribs)))[:, None] + np.zeros(ribs.shape[1])
             broken = {b.index: b.at for b in a.rib_breaks if b.side == side}
             whole = [i for i in range(len(ribs)) if i not in broken]
-            c.fill_many(back, ribbon(ribs[whole], half[whole]), 165)
-            c.fill_many(back, ribbon(ribs[whole], 0.62 * half[whole]), 92)
+            c.fill_many(back, ribbon(ribs[whole], half[whole]), 80)
+            c.fill_many(back, ribbon(ribs[whole], 0.62 * half[whole]), 45)
             for index, at in broken.items():
                 for piece in _fragments(ribs[index], at):
-                    c.band(back, piece, half[index, 0], 165)
-                    c.band(back, piece, 0.62 * half[index, 0], 92)
+                    c.band(back, piece, half[index, 0], 80)
+                    c.band(back, piece, 0.62 * half[index, 0], 45)
             ribs = a.anterior_ribs(side)
             fade = np.linspace(1, 0.8, ribs.shape[1])[None] * 0.0125 + np.zeros(ribs.shape[:2])
             c.fill_many(front, ribbon(ribs, fade), 95)
             c.fill_many(front, ribbon(ribs[:, :-1], 0.7 * fade[:, :-1]), 62)
             clavicle = a.clavicle(side)
-            c.band(other, clavicle, np.linspace(0.0175, 0.0125, len(clavicle)), 215)
-            c.band(other, clavicle, np.linspace(0.0115, 0.007, len(clavicle)), 140)
+            c.band(other, clavicle, np.linspace(0.0175, 0.0125, len(clavicle)), 108)
+            c.band(other, clavicle, np.linspace(0.0115, 0.007, len(clavicle)), 70)
             c.fill(front, a.scapula(side), 70)
             head = ellipse((SIDES[side] * 0.475, 0.155), (0.045, 0.05))
             c.fill(front, head, 150)
         spine = a.spine()
-        c.band(other, spine, 0.031, 45)
+        c.band(other, spine, 0.031, 22)
         height = 0.040 + 0.0011 * np.arange(20)
         top = 0.02 + np.concatenate([[0], np.cumsum(height + 0.0085)[:-1]])
         middle = np.stack([np.interp(top, spine[:, 1], spine[:, 0]), top + height / 2], -1)
         half = np.stack([0.030 + 0.0004 * np.arange(20), height / 2], -1)
         corners = middle[:, None] + half[:, None] * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
-        c.lines(other, corners, np.full(20, 0.007), np.full(20, 130), closed=True)
+        c.lines(other, corners, np.full(20, 0.007), np.full(20, 65), closed=True)
         pedicle = ellipse((0, 0), (0.0065, 0.0085), samples=12)
         for x in (-0.6, 0.6):
-            c.fill_many(other, (middle + half * (x, -0.3))[:, None] + pedicle, 150)
+            c.fill_many(other, (middle + half * (x, -0.3))[:, None] + pedicle, 75)
         sigma = 0.0022 * c.size
-        bones = soften(other, sigma).astype(np.float32) * (0.42 / 255)
-        bones += soften(back, sigma).astype(np.float32) * (0.40 / 255)
+        bones = soften(cv2.add(other, back), sigma).astype(np.float32) * (0.84 / 255)
         bones += soften(front, 2.0 * sigma).astype(np.float32) * (0.36 / 255)
         return bones * density
 
@@ -135,17 +136,16 @@ class Chest:
         """The film, uint8 [S, S]: brighter where more was absorbed, 1 - exp(-1.25 x) so that dense organs saturate."""
         c, pose, size = self.canvas, self.anatomy.pose, self.canvas.size
         x = self.absorption
-        x *= 1 + 0.05 * c.clouds(self.rng, 6) + 0.028 * c.clouds(self.rng, 22)
+        x *= 1 + c.clouds(self.rng, (6, 0.05), (22, 0.028))
         if pose.scatter > 0.01:
             small = cv2.resize(x, (32, 32), interpolation=cv2.INTER_AREA)
             x = x * (1 - pose.scatter) + pose.scatter * c.enlarge(soften(small, 5.0))
         ramp = np.linspace(-1, 1, size, dtype=np.float32)
         gain = pose.exposure * (1 + pose.heel[0] * ramp[None] + pose.heel[1] * ramp[:, None])
         film = 1 - np.exp(-1.25 * x * gain)
-        grain = self.rng.standard_normal((size, size), dtype=np.float32)
         # Grain is finer than a pixel of a small image, so averaging makes small images less noisy.
         strength = 0.024 * pose.noise * min(1.0, size / 256) ** 0.5
-        film += strength * soften(grain, 0.55 * size / 256) * (1.2 - 0.6 * film)
+        film += strength * grain(self.rng, size) * (1.2 - 0.6 * film)
         black, contrast = pose.window
         film = (film - black) * contrast
         self._collimate(film)
