@@ -89,9 +89,9 @@ def prepare(
             "rejected": count_reasons(staging.rejections),
         }
         counts["patients_in_two_splits"] = _shared_patients(counts["splits"])
-        extra = list(module.describe(sources)) if hasattr(module, "describe") else []
         provenance = {"config": config_dict(config), "version": str(builder_class.VERSION), **staging.provenance}
         _write_json(folder / "provenance.json", provenance)
+        extra = list(module.describe(sources)) if hasattr(module, "describe") else []
         _write_json(folder / "counts.json", counts)  # last: marks the folder as finished
         if not keep_staging:
             staging.remove()

@@ -164,6 +164,8 @@ def _read_dicom(data: bytes, frame: int | None, colour: str) -> np.ndarray:
         if int(header.get("NumberOfFrames") or 1) > 1:
             if frame is None:
                 raise ImageError("multi_frame", f"{header.NumberOfFrames} frames; choose one with frame=")
+            if not 0 <= frame < len(pixels):
+                raise ImageError("multi_frame", f"frame {frame} of {len(pixels)}")
             pixels = pixels[frame]
         interpretation = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
         if pixels.ndim == 3:
@@ -176,7 +178,7 @@ def _read_dicom(data: bytes, frame: int | None, colour: str) -> np.ndarray:
         except Exception:  # a malformed look-up table or window: the stored values still make an image
             values = windowed = pixels
     eight_bit = int(header.get("BitsStored", 8)) <= 8
-    if windowed is values and eight_bit and pixels.dtype == np.uint8:
+    if eight_bit and pixels.dtype == np.uint8 and np.array_equal(windowed, pixels):
         image = pixels
     else:
         image = _to_unsigned(windowed, 255 if eight_bit else 65535)
