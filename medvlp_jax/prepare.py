@@ -48,6 +48,7 @@ class PrepareError(RuntimeError):
 
 def prepare(
     name: str,
+    /,
     data_dir: str | os.PathLike[str] = "data",
     *,
     workers: int | None = None,

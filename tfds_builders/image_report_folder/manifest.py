@@ -1,0 +1,176 @@
+"""A JSONL or CSV manifest -> rows with the project's field names, and the reasons why a row cannot be used."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import gzip
+import hashlib
+import io
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from medvlp_jax.data.labels import CHEXPERT_LABELS, label_vector, parse_state, position
+from medvlp_jax.data.staging import Rejection
+
+FIELDS: tuple[str, ...] = (
+    *("image", "findings", "impression", "report", "report_file"),
+    *("patient_id", "study_id", "image_id", "split", "view"),
+)
+"""Fields a column can be mapped to, besides `labels.<name>` for the fourteen CheXpert names."""
+
+SPLIT_NAMES: dict[str, str] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "validate", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+VIEW_NAMES: dict[str, str] = {
+    **dict.fromkeys(("PA", "POSTERO-ANTERIOR", "POSTEROANTERIOR"), "PA"),
+    **dict.fromkeys(("AP", "ANTERO-POSTERIOR", "ANTEROPOSTERIOR", "AP SUPINE", "AP ERECT", "AP PORTABLE"), "AP"),
+    **dict.fromkeys(("LATERAL", "LAT", "L", "LL", "RL", "LLAT", "LEFT LATERAL", "RIGHT LATERAL"), "LATERAL"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """The rows of a manifest, each with its number (the first record is row 1), and what was wrong with the others."""
+
+    columns: list[str]
+    rows: list[tuple[int, dict[str, Any]]]
+    rejections: list[Rejection]
+    sha256: str
+
+
+def read_manifest(path: Path, limit: int = 0) -> Manifest:
+    """Reads .jsonl, .csv or .tsv, also with .gz behind; quoted CSV fields may hold commas and line breaks.
+
+    Args: limit: rows read, 0 for all.
+    Raises: ValueError when the file is absent, of another kind, not UTF-8, or empty.
+    """
+    if not path.is_file():
+        raise ValueError(f"The manifest {path} does not exist. Give its path with --manifest.")
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    kind = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
+    try:
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"The manifest {path} is not UTF-8 (byte {error.start}). Convert it: iconv -f latin1 -t utf-8."
+        ) from None
+    if kind not in (".jsonl", ".csv", ".tsv"):
+        raise ValueError(f"The manifest {path} must end in .jsonl, .csv or .tsv (or one of these and .gz).")
+    entries = _json_rows(text) if kind == ".jsonl" else _csv_rows(text, "\t" if kind == ".tsv" else ",")
+    columns: dict[str, None] = {}
+    rows, rejections = [], []
+    for number, entry in enumerate(entries, start=1):
+        if limit and number > limit:
+            break
+        if isinstance(entry, str):
+            rejections.append(Rejection(entry, row=number))
+            continue
+        columns |= dict.fromkeys(entry)
+        rows.append((number, entry))
+    if not rows:
+        raise ValueError(f"The manifest {path} holds no readable row.")
+    return Manifest(list(columns), rows, rejections, digest)
+
+
+def _json_rows(text: str) -> Iterator[dict[str, Any] | str]:
+    for line in text.splitlines():
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            entry = None
+        yield entry if isinstance(entry, dict) else "bad_json"
+
+
+def _csv_rows(text: str, delimiter: str) -> Iterator[dict[str, Any] | str]:
+    csv.field_size_limit(2**30)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    for entry in reader:
+        wrong_width = None in entry or None in entry.values()
+        yield "wrong_number_of_fields" if wrong_width else entry
+
+
+def column_mapping(text: str, columns: list[str]) -> dict[str, str]:
+    """Field -> column. Fields that `text` does not name take the column of the same name where there is one.
+
+    Args: text: "image=path,findings=FINDINGS,study_id=,labels.Pneumonia=pneumonia"; nothing behind = means no column.
+    Raises: ValueError for an unknown field, or a column that the manifest lacks (listing those it has).
+    """
+    mapping = {field: field for field in FIELDS if field in columns}
+    same_name = {name.lower(): name for name in columns}
+    for label in CHEXPERT_LABELS:
+        if label.lower() in same_name:
+            mapping[f"labels.{label}"] = same_name[label.lower()]
+    for pair in filter(None, (part.strip() for part in text.split(","))):
+        field, equals, column = (word.strip() for word in pair.partition("="))
+        if not equals:
+            raise ValueError(f"--columns {pair!r} is not of the form field=column.")
+        if field.startswith("labels."):
+            field = f"labels.{CHEXPERT_LABELS[position(field.removeprefix('labels.'))]}"
+        elif field not in FIELDS:
+            raise ValueError(
+                f"--columns names the unknown field {field!r}. Fields: {', '.join(FIELDS)}, labels.<name>."
+            )
+        if not column:
+            mapping.pop(field, None)
+        elif column not in columns:
+            raise ValueError(
+                f"--columns maps {field} to {column!r}, which the manifest lacks. Its columns: {', '.join(columns)}."
+            )
+        else:
+            mapping[field] = column
+    if "image" not in mapping:
+        raise ValueError(f"No column holds the image path: add image=<column>. Columns: {', '.join(columns)}.")
+    return mapping
+
+
+def row_filter(text: str, columns: list[str]) -> dict[str, set[str]]:
+    """ "view=PA|AP,license=cc-by" -> column -> accepted values. Raises: ValueError for a column that the manifest lacks."""
+    accepted = {}
+    for pair in filter(None, (part.strip() for part in text.split(","))):
+        column, equals, values = (word.strip() for word in pair.partition("="))
+        if not equals or column not in columns:
+            raise ValueError(f"--where {pair!r} is not column=value. Columns: {', '.join(columns)}.")
+        accepted[column] = {value.strip() for value in values.split("|")}
+    return accepted
+
+
+def cell(row: dict[str, Any], column: str | None) -> str:
+    """A cell as text: "" for no column, null or NaN; whole floats lose their ".0".
+
+    Raises: ValueError when the cell holds a list or an object.
+    """
+    value = row.get(column) if column else None
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, list | dict):
+        raise ValueError(f"column {column!r} holds a {type(value).__name__}")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value)
+
+
+def is_nan(row: dict[str, Any], column: str | None) -> bool:
+    """True for a NaN or the text "nan", which is what tables written by other programs hold for a missing cell."""
+    value = row.get(column) if column else None
+    return (isinstance(value, float) and math.isnan(value)) or str(value).strip().lower() == "nan"
+
+
+def row_labels(row: dict[str, Any], mapping: dict[str, str]) -> list[int]:
+    """The fourteen label states of a row. Raises: ValueError naming the column of a value that is no state."""
+    states = {}
+    for field, column in mapping.items():
+        if field.startswith("labels."):
+            try:
+                states[field.removeprefix("labels.")] = parse_state(row.get(column))
+            except ValueError:
+                raise ValueError(f"column {column!r}") from None
+    return label_vector(states).tolist()
