@@ -57,6 +57,11 @@ def anatomy_of(body: Body, pose: Pose, findings: tuple[Finding, ...]) -> Anatomy
     return Anatomy(body, pose, heart=heart, mediastinum=mediastinum, lift=lift, rib_breaks=tuple(breaks))
 
 
+def rib_number(f: Finding) -> int:
+    """The broken rib, counted from 1 at the top."""
+    return _rib(f) + 1
+
+
 def _rib(f: Finding) -> int:
     low = {"upper": 1, "mid": 3, "lower": 5}[f.zone]
     return low + int(f.traits[0] * 1.999)

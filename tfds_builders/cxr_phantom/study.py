@@ -100,7 +100,7 @@ def _next(rng: np.random.Generator, previous: Study) -> Study:
         draw = rng.random()
         step = rng.uniform(0.22, 0.4)
         for f in (f for f in previous.findings if f.kind == kind):
-            if kind == "device" or (kind in ("fracture", "thickening") and draw < 0.85) or draw < 0.45:
+            if kind in ("device", "fracture") or (kind == "thickening" and draw < 0.85) or draw < 0.45:
                 fate, severity = "unchanged", f.severity
             elif draw < 0.65 or (kind in LASTING and draw < 0.8) or f.severity < 0.25:
                 fate, severity = "worse", min(1.0, f.severity + step)
