@@ -98,6 +98,7 @@ def base() -> ConfigDict:
     config.text.pooling = "cls"
     config.text.max_length = 256
     config.text.missing = "mask"
+    config.text.dtype = "float32"
     # True: frozen vectors are computed once and read from a cache. False: the tower runs inside every step.
     config.text.cache = True
 

@@ -1,11 +1,11 @@
 """From a config to the parts of a run: records, text vectors, preprocessing, model, optimizer."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from medvlp_jax import methods, optim, sharding, text_tower
 from medvlp_jax.data import pipeline, preprocess
 from medvlp_jax.data.records import RecordSource
-from medvlp_jax.data.text_cache import TextCache
+from medvlp_jax.data.text_cache import TextCache, section_texts
 from medvlp_jax.interop import load_resnet
 
 
@@ -58,9 +58,8 @@ def assemble(config: Any, mesh: Mesh, say=print) -> Parts:
         data_dir=config.data.dir,
         dtype=config.text.dtype,
     )
-    say(
-        f"text      {config.text.weights}: {tower.width} wide, frozen, {'cached' if config.text.cache else 'in the step'}"
-    )
+    where = "cached" if config.text.cache else "in the step"
+    say(f"text      {config.text.weights}: {tower.width} wide, frozen, {where}")
     cache = _text_cache(config, tower, train, say) if config.text.cache else None
     total_steps = config.total_steps or max(config.epochs * len(train) // config.batch_size, 1)
     schedule = optim.schedule(config.optimizer, total_steps)
@@ -127,16 +126,22 @@ def _preprocess(config: Any, images: str, tower: text_tower.TextTower, cache: Te
 
 
 def _text_cache(config: Any, tower: text_tower.TextTower, train: RecordSource, say) -> TextCache:
-    folder = Path(train.folder) / "text_cache" / f"{tower.key}-{config.text.missing}"
-    if jax.process_index() == 0 and not TextCache.is_ready(folder, tower.key):
+    # Records of a prepared version never change, so a cache of the right key beside them is complete.
+    folder = Path(train.folder) / "text_cache" / f"{config.text.missing}-{tower.key}"
+    ready = (folder / "complete").exists()
+    if not ready and jax.process_index() == 0:
         say("text      encoding every distinct section once; later runs read the cache")
-        TextCache.build(
+        start = time.monotonic()
+        cache = TextCache.build(
             _texts(config, train),
             text_tower.encode_function(tower),
             dim=tower.width,
             key=tower.key,
             directory=folder,
+            progress=_ticker(say),
         )
+        (folder / "complete").touch()
+        say(f"text      {len(cache)} distinct texts encoded in {time.monotonic() - start:.0f} s")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("text cache")
     return TextCache.open(folder, tower.key)
@@ -144,10 +149,18 @@ def _text_cache(config: Any, tower: text_tower.TextTower, train: RecordSource, s
 
 def _texts(config: Any, train: RecordSource) -> Iterator[str]:
     """Every section of every split, as the pipeline will look it up."""
-    sections = preprocess.build(f"sections({config.text.missing!r})|keep('findings', 'impression')")
     for split in (config.data.train_split, config.data.eval_split, config.data.test_split):
-        source = train if split == train.split else open_source(config, split)
-        for index in range(len(source)):
-            record = sections(source[index], np.random.default_rng(0))
-            yield record["findings"]
-            yield record["impression"]
+        yield from section_texts(train if split == train.split else open_source(config, split), config.text.missing)
+
+
+def _ticker(say) -> Callable[[int, int], None]:
+    """Says every tenth of the way."""
+    said = 0
+
+    def tick(done: int, total: int) -> None:
+        nonlocal said
+        if done * 10 // max(total, 1) > said and done < total:
+            said = done * 10 // total
+            say(f"text      {done}/{total}")
+
+    return tick

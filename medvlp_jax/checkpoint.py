@@ -134,7 +134,7 @@ class Checkpoints:
         if disk_full(error):
             return CheckpointError(
                 f"{which} could not be written to {self.folder}: no space left on the device. Free space, lower "
-                "keep_checkpoints, or move the run folder; the previous checkpoint is intact and the same command resumes."
+                "keep_checkpoints, or move the run folder. Earlier checkpoints are intact; the same command resumes."
             )
         return CheckpointError(f"{which} could not be written to {self.folder}: {type(error).__name__}: {error}")
 

@@ -35,7 +35,7 @@ class MetricWriter:
         self._events = _event_writer(Path(workdir))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes named numbers of a step. Values become Python floats; NaN and infinity become null in the JSON line."""
+        """Writes named numbers of a step; NaN and infinity become null in the JSON line."""
         if not self._write:
             return
         numbers = {name: float(value) for name, value in values.items()}

@@ -16,7 +16,7 @@ SECTIONS = ("findings", "impression")
 
 
 def init_state(model: Any, tx: optax.GradientTransformation, batch: dict[str, Any], seed: int) -> dict[str, Any]:
-    """A fresh state: `params`, `batch_stats`, `opt_state`, `step` (int32), `rng` (key that steps fold their number into).
+    """A fresh state: `params`, `batch_stats`, `opt_state`, `step` (int32) and `rng` (steps fold their number in).
 
     Args: batch: arrays or ShapeDtypeStructs of any batch size ≥ 1 with the model's inputs.
     """
@@ -50,7 +50,7 @@ def sharded_state(
 
 
 def with_text_vectors(batch: dict[str, Any], tower: TextTower | None, frozen: Any) -> dict[str, Any]:
-    """Adds `<section>_embedding` from token ids when the batch does not carry cached vectors; one tower pass for both."""
+    """Adds `<section>_embedding` from token ids unless the batch carries cached vectors; one tower pass for both."""
     if tower is None or "findings_embedding" in batch:
         return batch
     ids_2BxL = jnp.concatenate([batch[f"{section}_ids"] for section in SECTIONS])

@@ -4,10 +4,8 @@ A frozen tower without text augmentation gives every text one vector, so vectors
 (`text.cache=True`); with `text.cache=False` the same function runs inside every step, for comparison.
 """
 
-import functools
-import hashlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from medvlp_jax.data import tokenizer as tokenizers
+from medvlp_jax.data.text_cache import cache_key
 from medvlp_jax.encoders import bert
 from medvlp_jax.interop import load_bert
 
@@ -91,37 +90,24 @@ def load(weights: str, *, pooling: str, max_length: int, data_dir: str | Path, d
         raise ValueError(
             f"text.max_length={max_length} exceeds the {config.max_position_embeddings} positions of {weights!r}."
         )
-    digest = hashlib.blake2b(digest_size=8)
-    for leaf in jax.tree.leaves(variables):
-        digest.update(np.ascontiguousarray(leaf).data)
     tokenizer = tokenizers.load(folder)
-    key = f"{digest.hexdigest()}-{tokenizer.key}-{max_length}-{pooling}-{dtype}"
+    key = cache_key(
+        variables, tokenizer=tokenizer.fingerprint, max_length=max_length, pooling=pooling, dtype=str(jnp.dtype(dtype))
+    )
     return TextTower(tokenizer, variables, config.hidden_size, max_length, key, config, pooling, jnp.dtype(dtype))
 
 
-def encode_function(tower: TextTower):
-    """`encode(texts) -> float32 [n, E]`, compiled once per padded length; for `data.text_cache`."""
-    encode = jax.jit(functools.partial(tower.encode))
+def encode_function(tower: TextTower) -> Callable[[Sequence[str]], np.ndarray]:
+    """`encode(texts) -> float32 [n, E]`, compiled once per number of texts and padded length."""
+    encode = jax.jit(tower.encode)
     variables = jax.device_put(tower.variables)
+    lengths = [*range(8, min(64, tower.max_length), 8), *range(64, tower.max_length, 32)]
 
     def run(texts: Sequence[str]) -> np.ndarray:
-        ids_BxL, mask_BxL = tower.tokenizer.encode(list(texts), tower.max_length)
-        # Padding to a few lengths and batch sizes bounds the number of compilations.
-        length = min(_bucket(int(mask_BxL.sum(axis=1).max())), tower.max_length)
-        rows = _bucket(len(texts))
-        ids = np.zeros((rows, length), np.int32)
-        mask = np.zeros((rows, length), bool)
-        ids[: len(texts)], mask[: len(texts)] = ids_BxL[:, :length], mask_BxL[:, :length]
-        mask[len(texts) :, 0] = True
-        return np.asarray(encode(variables, ids, mask))[: len(texts)]
+        ids_BxL, mask_BxL = tower.tokenizer.encode(list(texts), tower.max_length, lengths)
+        return np.asarray(encode(variables, ids_BxL, mask_BxL))
 
     return run
-
-
-def _bucket(count: int) -> int:
-    """The next multiple of 8 up to 64, then of 32."""
-    step = 8 if count <= 64 else 32
-    return -(-count // step) * step
 
 
 def _minilm() -> Path | None:

@@ -7,10 +7,12 @@ from typing import Any
 
 import jax
 
-from medvlp_jax import build, config as configs, sharding, step as steps
+from medvlp_jax import build, sharding
+from medvlp_jax import config as configs
+from medvlp_jax import step as steps
 from medvlp_jax.checkpoint import Checkpoints
 from medvlp_jax.data import pipeline
-from medvlp_jax.evaluate import evaluate_state, format_scores, write_scores
+from medvlp_jax.evaluate import Scorer, format_scores, score_run
 from medvlp_jax.metrics import Console, MetricWriter, Progress, check_finite, clock
 
 
@@ -72,6 +74,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
         views=config.image.views,
         seconds=meta["seconds"],
     )
+    scorer = Scorer(parts)
     stop = _StopSignal()
 
     def save(number: int) -> None:
@@ -126,7 +129,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
                 if saving:
                     save(number)
                 if evaluating and not stopping:
-                    scores = evaluate_state(parts, state, config.data.eval_split)
+                    scores = scorer(state, config.data.eval_split)
                     writer.scalars(number, scores)
                     say(f"step {number} {config.data.eval_split} " + _brief(scores))
                 progress.pause(time.monotonic() - pause)
@@ -141,7 +144,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
         say.close()
         return {"step": number, "scores": {}}
     say(f"trained   {number} steps in {clock(progress.seconds())}; scoring the {config.data.test_split} split")
-    scores = write_scores(parts, state, target, make_state, workdir, number)
+    scores = score_run(scorer, state, make_state, workdir, number)
     writer.scalars(number, {f"{config.data.test_split}/{k}": v for k, v in scores["trained"].items()})
     writer.close()
     for line in format_scores(scores):

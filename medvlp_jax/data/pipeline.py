@@ -62,8 +62,17 @@ def _generator(seed: int, purpose: int, epoch: int, index: int) -> np.random.Gen
 class _TrainOrder:
     """Local example i -> (epoch, record index)."""
 
-    def __init__(self, size: int, seed: int, start: int, batch_size: int, process_index: int, process_count: int):
-        self.size, self.seed, self.batch_size = size, seed, batch_size
+    def __init__(
+        self,
+        size: int,
+        seed: int,
+        start: int,
+        batch_size: int,
+        process_index: int,
+        process_count: int,
+        reshuffle: bool = True,
+    ):
+        self.size, self.seed, self.batch_size, self.reshuffle = size, seed, batch_size, reshuffle
         self.local_size = batch_size // process_count
         self.first = start + process_index * self.local_size
 
@@ -73,7 +82,7 @@ class _TrainOrder:
     def __getitem__(self, i: int) -> tuple[int, int]:
         batch, offset = divmod(int(i), self.local_size)
         epoch, place = divmod(self.first + batch * self.batch_size + offset, self.size)
-        return epoch, int(permutation(self.seed, epoch, self.size)[place])
+        return epoch, int(permutation(self.seed, epoch if self.reshuffle else 0, self.size)[place])
 
 
 class _EvalOrder:
@@ -154,6 +163,7 @@ def train_batches(
     batch_size: int,
     seed: int,
     start_example: int = 0,
+    reshuffle: bool = True,
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int | None = None,
@@ -168,6 +178,7 @@ def train_batches(
       batch_size: global, over all processes.
       seed: of the order and the augmentations, 0 .. 2**64 - 1.
       start_example: how many examples the whole job has consumed before; batches continue from there.
+      reshuffle: a new order every epoch; without, every epoch repeats the order of the first.
       num_threads: threads that make examples, in each worker; default: one per core, at most 16.
       prefetch: examples made ahead; default: two local batches, at least 32. With workers: rounded up to whole batches.
       workers: processes that make whole batches; 0 makes them in threads of this process. Each worker imports the main
@@ -179,7 +190,7 @@ def train_batches(
     local_size = _local_size(source, batch_size, process_index, process_count)
     if start_example < 0 or seed < 0:
         raise ValueError(f"start_example={start_example} and seed={seed} must not be negative.")
-    order = _TrainOrder(len(source), seed, start_example, batch_size, process_index, process_count)
+    order = _TrainOrder(len(source), seed, start_example, batch_size, process_index, process_count, reshuffle)
     make = _MakeExample(source, preprocess_fn, seed)
     return _batches(order, make, local_size, num_threads=num_threads, prefetch=prefetch, workers=workers)
 

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from medvlp_jax.data import transforms
+from medvlp_jax.data import images, transforms
 from medvlp_jax.data.records import text_hash
 
 Example = dict[str, Any]
@@ -187,24 +187,23 @@ def build(string: str, *, tokenizer: TextEncoder | None = None, text_cache: Text
 # ---- images -----------------------------------------------------------
 
 
-def decode_grey(data: bytes, *, stretch: bool = False) -> NDArray[np.uint8]:
-    """PNG (8 or 16 bit) or JPEG bytes -> grey uint8 [H, W].
+def decode_grey(data: bytes) -> NDArray[np.uint8]:
+    """PNG or JPEG bytes -> grey uint8 [H, W]; 16-bit values are spread from their own range over 0..255.
 
-    Args: stretch: 16-bit images only: map their darkest..brightest value to 0..255 instead of 0..65535.
-    Raises: ValueError for bytes that are not a whole image; the message tells their number, never their content.
+    Raises ValueError for bytes that are not a whole image; the message tells their number, never their content.
     """
-    deep = data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 24 and data[24] == 16
+    flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:25] == b"\x10":
+        flags |= cv2.IMREAD_ANYDEPTH
     # Some decoders fill in what is missing of a cut JPEG; its end marker tells.
     whole = data[:2] != b"\xff\xd8" or data.rfind(b"\xff\xd9") > 0
-    flags = (cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH) if deep else cv2.IMREAD_GRAYSCALE
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data and whole else None
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data and whole else None
+    except cv2.error:
+        image = None
     if image is None:
         raise ValueError(f"the image ({len(data)} bytes) is damaged or neither PNG nor JPEG")
-    if image.dtype != np.uint16:
-        return image
-    low, high = cv2.minMaxLoc(image)[:2] if stretch else (0.0, 65535.0)
-    scale = 255.0 / max(high - low, 1.0)
-    return cv2.convertScaleAbs(image, alpha=scale, beta=-low * scale)
+    return image if image.dtype == np.uint8 else images.to_uint8(image)
 
 
 def _pixels(example: Example, op: str) -> NDArray[np.uint8]:
@@ -215,56 +214,37 @@ def _pixels(example: Example, op: str) -> NDArray[np.uint8]:
 
 
 @register("decode")
-def decode(stretch: bool = False) -> Step:
+def decode() -> Step:
     """Encoded bytes -> grey uint8 [H, W]; see `decode_grey`."""
 
     def step(example: Example, rng: np.random.Generator) -> Example:
         if not isinstance(example.get("image"), bytes):
             raise ValueError("decode needs encoded image bytes: use it once, first")
-        example["image"] = decode_grey(example["image"], stretch=stretch)
+        example["image"] = decode_grey(example["image"])
         return example
 
     return step
 
 
 @register("crop_border")
-def crop_border(threshold: int = 0) -> Step:
-    """Keeps the bounding box of the pixels brighter than `threshold`; an image without any stays whole."""
+def crop_border(threshold: float = 0.02, margin: int = 0) -> Step:
+    """Cuts dark edges; see `images.crop_border`."""
 
     def step(example: Example, rng: np.random.Generator) -> Example:
         image = _pixels(example, "crop_border")
-        bright = image > threshold
-        rows, columns = np.flatnonzero(bright.any(axis=1)), np.flatnonzero(bright.any(axis=0))
-        if len(rows):
-            example["image"] = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        example["image"] = images.crop_border(image, threshold=threshold, margin=margin)
         return example
 
     return step
 
 
 @register("resize")
-def resize(size: int, fit: str = "longer", antialias: bool = True) -> Step:
-    """Resizes so that the `longer` or `shorter` side has `size` pixels, or to a square whatever the aspect (`squash`).
-
-    antialias: average areas when shrinking; off, bilinear samples alone.
-    """
-    fits = ("longer", "shorter", "squash")
-    if fit not in fits:
-        raise ValueError(f"fit={fit!r} is unknown. Choose one of {', '.join(fits)}.")
-    if not isinstance(size, int) or size < 1:
-        raise ValueError(f"size={size!r} must be a positive whole number of pixels.")
+def resize(size: int, fit: str = "pad") -> Step:
+    """Resizes to a square (`pad`, `squash`) or the `shorter` side to `size`; see `images.resize_keep_aspect`."""
+    images.resize_keep_aspect(np.zeros((1, 1), np.uint8), size, fit)  # raises for bad arguments now, not in a thread
 
     def step(example: Example, rng: np.random.Generator) -> Example:
-        image = _pixels(example, "resize")
-        height, width = image.shape
-        new_h = new_w = size
-        if fit != "squash":
-            side = max(height, width) if fit == "longer" else min(height, width)
-            new_h, new_w = max(1, round(height * size / side)), max(1, round(width * size / side))
-        if (new_h, new_w) != (height, width):
-            area = antialias and new_h <= height and new_w <= width
-            method = cv2.INTER_AREA if area else cv2.INTER_LINEAR
-            example["image"] = cv2.resize(image, (new_w, new_h), interpolation=method)
+        example["image"] = images.resize_keep_aspect(_pixels(example, "resize"), size, fit)
         return example
 
     return step

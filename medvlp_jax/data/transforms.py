@@ -218,10 +218,11 @@ def draw_geometry(spec: ViewSpec, uniform: NDArray[np.float64], height: int, wid
     to_record = frame(height, width, side, spec.fit) @ window(left, top, window_w, window_h, size)
     bounds = (0, 0, width, height)
     if spec.outside == "black":
-        # Exact for whole-pixel windows; rounded outwards by less than a pixel otherwise.
-        x0, y0 = np.floor(map_points(to_record, np.array([[-0.5, -0.5]]))[0] + 0.5 + 1e-6)
-        x1, y1 = np.ceil(map_points(to_record, np.array([[size - 0.5, size - 0.5]]))[0] + 0.5 - 1e-6)
-        bounds = (int(x0), int(y0), int(x1), int(y1))
+        # Edges of the window in record pixels: exact for whole-pixel windows, else rounded outwards.
+        (step_x, _, first_x), (_, step_y, first_y), _ = to_record.tolist()
+        edge_x, edge_y = first_x - 0.5 * step_x + 0.5, first_y - 0.5 * step_y + 0.5
+        x0, y0 = math.floor(edge_x + 1e-6), math.floor(edge_y + 1e-6)
+        bounds = (x0, y0, math.ceil(edge_x + size * step_x - 1e-6), math.ceil(edge_y + size * step_y - 1e-6))
     matrix = to_record
     horizontal, vertical = _hit(u, "hflip", spec.hflip), _hit(u, "vflip", spec.vflip)
     if horizontal or vertical:

@@ -187,7 +187,8 @@ def loss(embeddings: Embeddings, batch: dict[str, Array], config: Any, epoch: Ar
 
     Args:
       embeddings: from `Imitate.__call__`, with two views or one (then without view terms).
-      batch: `has_findings`, `has_impression` (bool B), `findings_hash`, `impression_hash` (int32 B).
+      batch: `has_findings`, `has_impression` (bool B), `findings_hash`, `impression_hash` (int32 B); `_mask` (bool B)
+        where examples are padding.
       config: the run config; reads `config.loss`.
       epoch: whole epochs seen before this step, for mu.
 
@@ -199,6 +200,9 @@ def loss(embeddings: Embeddings, batch: dict[str, Array], config: Any, epoch: Ar
     if cfg.duplicates not in DUPLICATES:
         raise ValueError(f"loss.duplicates={cfg.duplicates!r} is unknown. Choose one of {', '.join(DUPLICATES)}.")
     used = {k: batch[k] for k in ("has_findings", "has_impression", "findings_hash", "impression_hash")}
+    if "_mask" in batch:  # evaluation batches end in padding, which takes part in nothing
+        used = {k: v & batch["_mask"] if k.startswith("has_") else v for k, v in used.items()}
+        used["_mask"] = batch["_mask"]
     size = cfg.group_size or embeddings.diagnosis_BxVxD.shape[0]
     grouped = jax.tree.map(lambda x: _in_groups(x, size), (embeddings, used))
     terms = jax.vmap(lambda e, b: _group_terms(e, b, cfg))(*grouped)
@@ -226,7 +230,7 @@ def _group_terms(embeddings: Embeddings, batch: dict[str, Array], cfg: Any) -> d
         # The last draw of each view: the released code redraws channels for its view-view pass.
         prior_BxB = _prior(embeddings.impression_BxE, batch["has_impression"], cfg)
         targets_BxB = _targets(prior_BxB, cfg.temperature_view, cfg, valid_B=batch["has_impression"])
-        view = {"temperature": cfg.temperature_view}
+        view = {"temperature": cfg.temperature_view, "valid_B": batch.get("_mask")}
         terms["view_diagnosis"] = 2.0 * contrastive(*diagnosis, targets_BxB=targets_BxB, **view)
         terms["view_read"] = 2.0 * contrastive(read[0][:, -1], read[1][:, -1], **view)
     return terms

@@ -1,0 +1,211 @@
+"""Text -> word-piece ids, with Hugging Face tokenizers, and training of a small WordPiece vocabulary."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import string
+import threading
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from absl import logging
+from numpy.typing import NDArray
+from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
+
+PHANTOM = "phantom"
+"""Name of the vocabulary that comes with the package, trained on the reports of the cxr_phantom data set."""
+
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_PAD_NAMES = ("[PAD]", "<pad>", "<|endoftext|>")
+_ONE_BY_ONE = 4  # fewer texts than this are not worth a hand-over to the tokenizer's threads
+
+
+class Tokenizer:
+    """A fast tokenizer with its padding id; safe to use from several threads and to send to worker processes.
+
+    Attributes:
+      vocab_size, pad_id: ints.
+      encoded, truncated: texts encoded and texts cut since the start, in this process.
+      fingerprint: hex digest of everything that decides how text becomes ids.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, pad_id: int | None = None):
+        backend.no_truncation()
+        backend.no_padding()
+        if pad_id is None:
+            known = [backend.token_to_id(name) for name in _PAD_NAMES]
+            pad_id = next((i for i in known if i is not None), None)
+        if pad_id is None:
+            raise ValueError(f"The tokenizer has no padding token. Expected one of {', '.join(_PAD_NAMES)}.")
+        self._backend, self.pad_id = backend, pad_id
+        self.vocab_size = backend.get_vocab_size()
+        self.fingerprint = hashlib.blake2b(f"{backend.to_str()}{pad_id}".encode(), digest_size=16).hexdigest()
+        self.encoded = self.truncated = 0
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+    def encode(
+        self, texts: Sequence[str], max_len: int, buckets: Sequence[int] | None = None
+    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """Ids int32 [N, L] and mask bool [N, L] (False = padding), special tokens included.
+
+        A longer text loses its last pieces; closing special tokens such as [SEP] stay.
+
+        Args:
+          max_len: most ids per text.
+          buckets: lengths to pad to: the smallest that holds the longest text, or max_len. Without: L = max_len.
+        """
+        if len(texts) < _ONE_BY_ONE:
+            encodings = [self._backend.encode(text) for text in texts]
+        else:
+            encodings = self._backend.encode_batch(list(texts))
+        rows, cut = [], 0
+        for encoding in encodings:
+            ids = encoding.ids
+            if len(ids) > max_len:
+                closing = _closing(encoding.special_tokens_mask)
+                if closing >= max_len:
+                    raise ValueError(f"max_len={max_len} leaves no room for text beside the special tokens.")
+                ids = ids[: max_len - closing] + ids[len(ids) - closing :]
+                cut += 1
+            rows.append(ids)
+        with self._lock:
+            self.encoded += len(rows)
+            self.truncated += cut
+        longest = max(map(len, rows), default=0)
+        length = min((size for size in buckets or () if longest <= size <= max_len), default=max_len)
+        ids_NxL = np.full((len(rows), length), self.pad_id, np.int32)
+        mask_NxL = np.zeros((len(rows), length), np.bool_)
+        for i, ids in enumerate(rows):
+            ids_NxL[i, : len(ids)] = ids
+            mask_NxL[i, : len(ids)] = True
+        return ids_NxL, mask_NxL
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """The word pieces behind ids."""
+        return [self._backend.id_to_token(int(i)) for i in ids]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of one row of ids, without special tokens; WordPiece loses case and spacing around punctuation."""
+        return self._backend.decode([int(i) for i in ids if int(i) != self.pad_id], skip_special_tokens=True)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes `tokenizer.json`, which `load` and transformers read."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self._backend.save(str(Path(folder) / "tokenizer.json"))
+
+
+def _closing(special_tokens_mask: Sequence[int]) -> int:
+    count = 0
+    while count < len(special_tokens_mask) and special_tokens_mask[-1 - count]:
+        count += 1
+    return count
+
+
+def load(text_weights: str | os.PathLike[str], *, lower_case: bool | None = None) -> Tokenizer:
+    """The tokenizer that belongs to text weights.
+
+    Args:
+      text_weights: `phantom`; a local folder with `tokenizer.json`, `vocab.txt` (WordPiece) or any files that
+        transformers understands; or the id of a model repository on the Hugging Face hub.
+      lower_case: for `vocab.txt`; default: `do_lower_case` of the folder's `tokenizer_config.json`, else True, which is
+        what transformers does.
+
+    Raises: FileNotFoundError for a folder without a tokenizer or a repository that cannot be reached.
+    """
+    name = os.fspath(text_weights)
+    if name == PHANTOM:
+        with resources.as_file(resources.files("medvlp_jax") / "assets" / "phantom_vocab.txt") as path:
+            return Tokenizer(_wordpiece(_read_vocab(path), lower_case=True))
+    folder = Path(name)
+    if (folder / "tokenizer.json").is_file():
+        return Tokenizer(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")), _configured_pad(folder))
+    if (folder / "vocab.txt").is_file():
+        vocab = _read_vocab(folder / "vocab.txt")
+        if lower_case is None:
+            lower_case = bool(_read_json(folder / "tokenizer_config.json").get("do_lower_case", True))
+        if lower_case and any(piece != piece.lower() for piece in vocab if piece not in _SPECIAL):
+            logging.warning("%s has upper-case pieces, but text is lower-cased first (do_lower_case).", folder)
+        return Tokenizer(_wordpiece(vocab, lower_case=lower_case))
+    return _from_transformers(name, is_folder=folder.is_dir())
+
+
+def _from_transformers(name: str, *, is_folder: bool) -> Tokenizer:
+    import transformers  # seconds to import, and not needed for the common layouts above
+
+    try:
+        loaded = transformers.AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        where = "The folder holds no tokenizer" if is_folder else "It is neither a folder nor a reachable repository"
+        raise FileNotFoundError(
+            f"No tokenizer for text weights {name!r}. {where}. Give a folder with vocab.txt or tokenizer.json, the id of "
+            f"a repository on the Hugging Face hub, or {PHANTOM!r}."
+        ) from error
+    backend = getattr(loaded, "backend_tokenizer", None)
+    if backend is None:
+        raise ValueError(f"The tokenizer of {name!r} ({type(loaded).__name__}) has no fast version (tokenizer.json).")
+    return Tokenizer(backend, loaded.pad_token_id)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _configured_pad(folder: Path) -> int | None:
+    return _read_json(folder / "config.json").get("pad_token_id")
+
+
+def _read_vocab(path: Path) -> dict[str, int]:
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    vocab = {line.rstrip("\r"): i for i, line in enumerate(lines)}
+    missing = [token for token in _SPECIAL[:4] if token not in vocab]
+    if missing:
+        raise ValueError(f"{path.name} is no BERT vocabulary: it lacks {', '.join(missing)}.")
+    return vocab
+
+
+def _wordpiece(vocab: dict[str, int], *, lower_case: bool) -> tokenizers.Tokenizer:
+    """BERT's tokenization with a given vocabulary."""
+    backend = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lower_case)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.BertProcessing(("[SEP]", vocab["[SEP]"]), ("[CLS]", vocab["[CLS]"]))
+    backend.decoder = tokenizers.decoders.WordPiece()
+    backend.add_special_tokens([token for token in _SPECIAL if token in vocab])
+    return backend
+
+
+def train_wordpiece(texts: Iterable[str], size: int) -> list[str]:
+    """A lower-case WordPiece vocabulary of at most `size` pieces, in the order of their ids; same texts, same result.
+
+    It starts with [PAD] [UNK] [CLS] [SEP] [MASK], then holds every printable ASCII character, alone and (letters and
+    digits) as a continuation, so that no ASCII word becomes [UNK]; the learned pieces follow.
+
+    Raises ValueError when `size` leaves no room for learned pieces.
+    """
+    alphabet = sorted(set(string.ascii_lowercase + string.digits + string.punctuation))
+    base = [*_SPECIAL, *alphabet, *(f"##{c}" for c in string.ascii_lowercase + string.digits)]
+    if size <= len(base):
+        raise ValueError(f"size={size} must be above {len(base)}, the special tokens and single characters.")
+    backend = tokenizers.Tokenizer(models.WordPiece({}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size, min_frequency=2, special_tokens=list(_SPECIAL), initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(texts, trainer)
+    learned = sorted(backend.get_vocab().items(), key=lambda item: item[1])
+    pieces = list(dict.fromkeys([*base, *(piece for piece, _ in learned)]))
+    return pieces[:size]
