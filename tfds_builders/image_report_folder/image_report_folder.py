@@ -37,6 +37,8 @@ class FolderConfig(tfds.core.BuilderConfig):
     """Rows to use: column=value pairs with | between alternatives, e.g. "view=PA|AP,license=cc-by"."""
     sections: str = "loose"
     """How a `report` column is cut when a row has neither findings nor impression; see `sections.MODES`."""
+    last_paragraph: bool = False
+    """Use the last paragraph as findings when a report has neither findings nor impression."""
     sentences: str = "simple"
     """Sentence rule; see `sentences.RULES`."""
     empty_report: str = "reject"
@@ -215,7 +217,7 @@ def _text(
     if report and not (both["has_findings"] or both["has_impression"]):
         parsed = sections.parse_sections(report, config.sections)
         rules.update(sections.count_rules(parsed))
-        both = sections.choose(parsed, "mask")
+        both = sections.choose(parsed, "last_paragraph" if config.last_paragraph else "mask")
         whole = [section for section in parsed if section.name == "full report"]
         if whole:  # a report without any header is all description
             both = sections.apply_policy(whole[0].text, "", "mask")

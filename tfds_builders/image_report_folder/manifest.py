@@ -133,7 +133,10 @@ def column_mapping(text: str, columns: list[str]) -> dict[str, str]:
 
 
 def row_filter(text: str, columns: list[str]) -> dict[str, set[str]]:
-    """ "view=PA|AP,license=cc-by" -> column -> accepted values. Raises: ValueError for a column that the manifest lacks."""
+    """ "view=PA|AP,license=cc-by" -> column -> accepted values.
+
+    Raises: ValueError for a column that the manifest lacks.
+    """
     accepted = {}
     for pair in filter(None, (part.strip() for part in text.split(","))):
         column, equals, values = (word.strip() for word in pair.partition("="))
