@@ -62,7 +62,7 @@ class Body:
             rib_slope=float(np.clip(rng.normal(1, 0.18), 0.6, 1.5)),
             rib_phase=float(rng.uniform(-0.025, 0.025)),
             bone=float(np.clip(rng.normal(1 - 0.12 * elderly, 0.15), 0.6, 1.4)),
-            vessels=float(np.clip(rng.normal(1, 0.28), 0.45, 1.8)),
+            vessels=float(np.clip(rng.normal(0.95, 0.25), 0.45, 1.5)),
             breast=float(rng.uniform(0.3, 1.0) if sex == "woman" else max(0, habitus) * rng.uniform(0, 0.3)),
             clavicle=float(rng.normal(0, 0.018)),
             dome_gap=float(rng.normal(0.02, 0.012)),

@@ -68,7 +68,7 @@ def _rib(f: Finding) -> int:
 
 
 def _displacement(f: Finding) -> float:
-    return (1 if f.traits[2] < 0.6 else -1) * (0.010 + 0.014 * f.severity)
+    return (1 if f.traits[2] < 0.6 else -1) * (0.013 + 0.015 * f.severity)
 
 
 def _place(chest: Chest, f: Finding, low: float = 0.25, high: float = 0.85) -> np.ndarray:
@@ -218,10 +218,10 @@ def fracture(chest: Chest, f: Finding) -> np.ndarray:
     rib = a.posterior_ribs(f.side)[_rib(f)]
     at = max(2, min(len(rib) - 3, round(f.trait(1, 0.5, 0.86) * (len(rib) - 1))))
     center = rib[at] - np.array([0, 0.4 * _displacement(f)])
-    callus = ellipse(center, (0.010 + 0.004 * f.severity, 0.015), wobble=[(0.15, f.traits[3]), (0.1, f.traits[4])])
-    chest.absorption += (0.14 + 0.14 * f.severity) * c.soft(callus, blur=0.004)
+    callus = ellipse(center, (0.012 + 0.005 * f.severity, 0.017), wobble=[(0.15, f.traits[3]), (0.1, f.traits[4])])
+    chest.absorption += (0.20 + 0.16 * f.severity) * c.soft(callus, blur=0.004)
     swelling = ellipse(center, (0.030, 0.024))
-    chest.absorption += (0.04 + 0.04 * f.traits[5]) * c.soft(swelling, blur=0.012)
+    chest.absorption += (0.06 + 0.05 * f.traits[5]) * c.soft(swelling, blur=0.012)
     return c.mask(swelling)
 
 
@@ -231,12 +231,12 @@ def thickening(chest: Chest, f: Finding) -> np.ndarray:
     t = np.linspace(0, 1, 20)
     profile = np.sin(np.pi * t) ** 0.6 * (1 + 0.3 * np.sin(2 * np.pi * (2.5 * t + f.traits[2])))
     if f.variant == "apical":
-        u, depth = 1.0 - t, (0.045 + 0.06 * s) * profile
+        u, depth = 1.0 - t, (0.055 + 0.07 * s) * profile
         outline = np.concatenate([a.lung_point(f.side, u, depth), a.lung_point(f.side, u[::-1], -0.01)])
     else:
         start = {"upper": 0.15, "mid": 0.35, "lower": 0.58}[f.zone]
         v = start + f.trait(0, 0.26, 0.40) * t
-        depth = (0.07 + 0.09 * s) * profile
+        depth = (0.08 + 0.10 * s) * profile
         outline = np.concatenate([a.lung_point(f.side, 1 - depth, v), a.lung_point(f.side, 1.01, v[::-1])])
     chest.absorption += (0.25 + 0.14 * s) * c.soft(outline, blur=0.005)
     return cv2.bitwise_and(c.mask(outline), chest.torso_mask)
@@ -255,7 +255,7 @@ def device(chest: Chest, f: Finding) -> np.ndarray:
         case = ellipse((x, y), (0.036, 0.031), s * 0.3, wobble=[(0.0, 0.0), (0.0, 0.0), (0.06, 0.5)])
         c.fill(metal, case, 235)
         c.fill(mask, case)
-    chest.absorption += soften(metal, 0.0012 * c.size).astype(np.float32) * (0.95 / 255)
+    chest.absorption += soften(metal, 0.0012 * c.size).astype(np.float32) * (1.15 / 255)
     return cv2.bitwise_and(mask, chest.torso_mask)
 
 
