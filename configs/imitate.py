@@ -80,7 +80,7 @@ def recipe(config):
     config.optimizer.warmup_steps = 500
     config.optimizer.clip_norm = 1.0
     config.image.augment = (
-        "decode|views({views}, size={size}, crop='random', rotate=30, perspective=0.5, autocontrast=0.5)"
+        "decode|views({views}, size={size}, crop_from=256, rotate=30, perspective=0.5, autocontrast=0.5)"
     )
     config.image.evaluate = "decode|center({size})"
 
@@ -95,7 +95,7 @@ def released(config):
     config.model.bn.group_size = 128
     config.model.read.mask_padding = False
     config.image.augment = (
-        "decode|views({views}, size={size}, crop='random', hflip=0.5, vflip=0.5, rotate=30, perspective=0.5, "
+        "decode|views({views}, size={size}, crop_from=256, hflip=0.5, vflip=0.5, rotate=30, perspective=0.5, "
         "autocontrast=0.5)"
     )
     config.optimizer.schedule = "warm_restarts"
@@ -118,7 +118,7 @@ def small(config):
     config.image.size = 96
     config.image.mean = (0.5,)
     config.image.std = (0.25,)
-    config.image.augment = "decode|views({views}, size={size}, rotate=6, scale=0.07, shift=0.035, contrast=0.2)"
+    config.image.augment = "decode|views({views}, size={size}, rotate=6, zoom=(0.93, 1.07), shift=0.035, contrast=0.2)"
     config.text.weights = "auto"
     config.text.pooling = "mean"
     config.text.max_length = 128

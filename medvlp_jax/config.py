@@ -49,7 +49,8 @@ def claim_workdir(config: Any, workdir: Path, *, write: bool = True) -> None:
     """
     path = Path(workdir) / "config.json"
     current = json.loads(json.dumps(flat(config)))
-    if path.exists():
+    started = any((Path(workdir) / "checkpoints").glob("[0-9]*"))  # before its first checkpoint a run has no past
+    if path.exists() and started:
         stored = json.loads(path.read_text(encoding="utf-8"))
         differ = [
             f"{name}: the run has {stored.get(name, '(no such field)')!r}, you ask for "

@@ -326,7 +326,7 @@ def draw_table(view: Image, spec: ViewSpec, uniform: NDArray[np.float64]) -> NDA
     if spec.brightness:
         levels = np.minimum(levels * _between(u, "brightness", 1.0 - spec.brightness, 1.0 + spec.brightness), 255.0)
     if spec.contrast:
-        counts = cv2.calcHist([view], [0], None, [256], [0, 256])[:, 0].astype(np.float64)
+        counts = cv2.calcHist([view], [0], None, [256], [0, 256]).ravel().astype(np.float64)
         mean = float(counts @ levels) / counts.sum()
         factor = _between(u, "contrast", 1.0 - spec.contrast, 1.0 + spec.contrast)
         levels = np.clip(mean + (levels - mean) * factor, 0.0, 255.0)

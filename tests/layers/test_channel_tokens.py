@@ -24,7 +24,7 @@ def test_counts_of_a_resnet50():
     assert ct.kept_channels(RESNET50) == (64, 76, 102, 204)
     indices = ct.sample_channels(jax.random.key(0), RESNET50)
     assert sum(len(i) for i in indices) == 446
-    assert all(0 <= int(i.min()) and int(i.max()) < width for i, width in zip(indices, RESNET50, strict=True))
+    assert all(int(i.min()) >= 0 and int(i.max()) < width for i, width in zip(indices, RESNET50, strict=True))
     assert len(np.unique(indices[3])) < 204  # with replacement
     distinct = ct.sample_channels(jax.random.key(0), RESNET50, replace=False)
     assert [len(np.unique(i)) for i in distinct] == [64, 76, 102, 204]
