@@ -6,6 +6,8 @@ is about 400 mm. Rendering maps it to pixels (`canvas.py`), so the same chest ha
 """
 
 import dataclasses
+import functools
+import math
 
 import numpy as np
 
@@ -121,18 +123,22 @@ class RibBreak:
     offset: float
 
 
+@functools.lru_cache
+def _catmull_rom(samples: int) -> np.ndarray:
+    """Weights [samples, 4] of the four neighbouring points along one segment."""
+    t = np.linspace(0, 1, samples, endpoint=False)
+    powers = np.stack([t**0, t, t**2, t**3], -1)
+    return powers @ (0.5 * np.array([[0, 2, 0, 0], [-1, 0, 1, 0], [2, -5, 4, -1], [-1, 3, -3, 1]]))
+
+
 def spline(points, samples: int = 8, *, closed: bool = True) -> np.ndarray:
     """Catmull-Rom curve through the points: float64 [points * samples, 2] (closed) or with both ends kept (open)."""
     p = np.asarray(points, np.float64)
-    if not closed:
-        p = np.concatenate([p[:1], p, p[-1:]])
-        a, b, c, d = p[:-3], p[1:-2], p[2:-1], p[3:]
-    else:
-        a, b, c, d = np.roll(p, 1, 0), p, np.roll(p, -1, 0), np.roll(p, -2, 0)
-    t = np.linspace(0, 1, samples, endpoint=False)[None, :, None]
-    a, b, c, d = (v[:, None] for v in (a, b, c, d))
-    curve = b + 0.5 * t * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)))
-    curve = curve.reshape(-1, 2)
+    ends = (p[-1:], p, p[:2]) if closed else (p[:1], p, p[-1:])
+    padded = np.concatenate(ends)
+    count = len(p) if closed else len(p) - 1
+    neighbours = np.stack([padded[k : k + count] for k in range(4)], 1)
+    curve = (_catmull_rom(samples) @ neighbours).reshape(-1, 2)
     return curve if closed else np.concatenate([curve, p[-1:]])
 
 
@@ -147,13 +153,21 @@ def ribbon(path_Nx2: np.ndarray, half_width) -> np.ndarray:
 
 def ellipse(center, radii, angle: float = 0.0, *, wobble=None, samples: int = 40) -> np.ndarray:
     """Outline [samples, 2]; `wobble` holds amplitudes of the harmonics 2, 3, ... that make the outline irregular."""
-    t = np.linspace(0, 2 * np.pi, samples, endpoint=False)
-    r = np.ones_like(t)
+    t, cosine, sine = _circle(samples)
+    r = 1.0
     for k, (amplitude, phase) in enumerate(wobble or (), start=2):
-        r += amplitude * np.cos(k * t + 2 * np.pi * phase)
-    x, y = r * radii[0] * np.cos(t), r * radii[1] * np.sin(t)
-    c, s = np.cos(angle), np.sin(angle)
-    return np.stack([center[0] + c * x - s * y, center[1] + s * x + c * y], -1)
+        r = r + amplitude * np.cos(k * t + 2 * np.pi * phase)
+    x, y = r * radii[0] * cosine, r * radii[1] * sine
+    c, s = math.cos(angle), math.sin(angle)
+    out = np.empty((samples, 2))
+    out[:, 0], out[:, 1] = center[0] + c * x - s * y, center[1] + s * x + c * y
+    return out
+
+
+@functools.lru_cache
+def _circle(samples: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    t = np.linspace(0, 2 * np.pi, samples, endpoint=False)
+    return t, np.cos(t), np.sin(t)
 
 
 class Anatomy:
@@ -195,11 +209,8 @@ class Anatomy:
 
     def lung(self, side: str) -> np.ndarray:
         up, along = np.linspace(0, 1, 22), np.linspace(1, 0, 18)
-        return np.concatenate([
-            self.lung_point(side, 1.0, up),
-            self.lung_point(side, along, 1.0),
-            self.lung_point(side, 0.0, up[::-1]),
-        ])  # fmt: skip
+        u = np.concatenate([np.ones(22), along, np.zeros(22)])  # up the wall, along the diaphragm, up the middle
+        return self.lung_point(side, u, np.concatenate([up, np.ones(18), up[::-1]]))
 
     def torso(self) -> np.ndarray:
         b = self.body
