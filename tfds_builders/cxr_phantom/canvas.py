@@ -21,19 +21,20 @@ class Canvas:
         self._offset = np.array([0.5, 0.5]) + pose.shift
         self.zoom = pose.zoom
 
-    def film(self, points) -> np.ndarray:
-        """Patient frame [..., 2] to film coordinates in 0..1 (x to the right, y down)."""
+    def film(self, points, scale: float = 1.0, start: float = 0.0) -> np.ndarray:
+        """Patient frame [..., 2] to film coordinates (x to the right, y down): 0..1 times `scale` plus `start`."""
         points = np.asarray(points, np.float64)
-        x, y = points[..., 0], points[..., 1] - 0.5
+        x, y = points[..., 0], points[..., 1]
         out = np.empty_like(points)
-        for axis, (a, b) in enumerate(self._linear):
-            out[..., axis] = a * x + b * y + self._offset[axis]
+        for axis in (0, 1):
+            a, b = (scale * self._linear[axis]).tolist()
+            out[..., axis] = a * x + b * y + (scale * float(self._offset[axis]) - 0.5 * b + start)
         return out
 
     def fixed(self, points, size: int | None = None) -> np.ndarray:
-        """Patient frame [..., 2] to OpenCV's fixed-point pixels, int32."""
-        pixels = self.film(points) * (size or self.size) - 0.5
-        return np.rint(pixels * (1 << _SHIFT)).astype(np.int32)
+        """Patient frame [..., 2] to OpenCV's fixed-point pixels, int32; pixel centres are whole numbers."""
+        one = 1 << _SHIFT
+        return np.rint(self.film(points, (size or self.size) * one, -0.5 * one)).astype(np.int32)
 
     def fill(self, plane: np.ndarray, points, level: int = 255) -> np.ndarray:
         """Draws a filled, antialiased polygon into the plane, in place."""

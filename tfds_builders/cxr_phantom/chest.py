@@ -67,8 +67,9 @@ class Chest:
         # Inside the lungs most of the path is air; towards their rim the path through the chest wall grows.
         plane *= 1 - edge * 0.56
         plane -= edge * 0.13 * deep
-        plane += 0.52 * c.soft(a.heart(), blur=0.007)
-        plane += 0.18 * c.soft(a.heart(), blur=0.03)
+        heart = a.heart()
+        plane += 0.52 * c.soft(heart, blur=0.007)
+        plane += 0.18 * c.soft(heart, blur=0.03)
         plane += 0.33 * c.soft(a.great_vessels(), blur=0.006)
         plane += 0.10 * c.soft(ribbon(a.spine(), 0.05), blur=0.02)
         air = c.plane()
@@ -142,7 +143,8 @@ class Chest:
             x = x * (1 - pose.scatter) + pose.scatter * c.enlarge(soften(small, 5.0))
         ramp = np.linspace(-1, 1, size, dtype=np.float32)
         gain = pose.exposure * (1 + pose.heel[0] * ramp[None] + pose.heel[1] * ramp[:, None])
-        film = 1 - np.exp(-1.25 * x * gain)
+        x = x * (-1.25 * gain)
+        film = 1 - cv2.exp(x)
         # Grain is finer than a pixel of a small image, so averaging makes small images less noisy.
         strength = 0.024 * pose.noise * min(1.0, size / 256) ** 0.5
         film += strength * grain(self.rng, size) * (1.2 - 0.6 * film)

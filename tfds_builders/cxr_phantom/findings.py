@@ -88,7 +88,9 @@ def effusion(chest: Chest, f: Finding) -> np.ndarray:
     chest.absorption += (0.36 + 0.14 * min(1, 1.6 * s)) * chest.canvas.soft(outline, blur=0.007)
     if a.pose.view == "AP":  # supine fluid also spreads behind the lung as a veil
         veil = chest.lung_masks[f.side].astype(np.float32)
-        chest.absorption += veil * ((0.02 + 0.07 * s) / 255 * np.linspace(0, 1.4, chest.canvas.size)[:, None])
+        chest.absorption += veil * (
+            (0.02 + 0.07 * s) / 255 * np.linspace(0, 1.4, chest.canvas.size, dtype=np.float32)[:, None]
+        )
     return cv2.bitwise_and(chest.canvas.mask(outline), chest.canvas.mask(a.lung(f.side)))
 
 
@@ -346,8 +348,9 @@ def render(body: Body, pose: Pose, findings: tuple[Finding, ...], size: int) -> 
     if drawn != size:
         film, *masks = (cv2.resize(p, (size, size), interpolation=cv2.INTER_AREA) for p in (film, *masks))
         sides = {s: cv2.resize(p, (size, size), interpolation=cv2.INTER_AREA) for s, p in sides.items()}
-    lungs = np.where(sides["left"] > 127, 1, np.where(sides["right"] > 127, 2, 0)).astype(np.uint8)
-    return Picture(film, [np.where(mask > 100, 255, 0).astype(np.uint8) for mask in masks], lungs)
+    lungs = cv2.threshold(sides["right"], 127, 2, cv2.THRESH_BINARY)[1]
+    lungs[sides["left"] > 127] = 1
+    return Picture(film, [cv2.threshold(mask, 100, 255, cv2.THRESH_BINARY)[1] for mask in masks], lungs)
 
 
 def box_of(mask: np.ndarray) -> tuple[float, float, float, float] | None:
