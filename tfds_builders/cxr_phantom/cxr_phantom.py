@@ -20,7 +20,8 @@ from medvlp_jax.data import records, staging
 from medvlp_jax.data.labels import CHEXPERT_LABELS, PRESENT, UNCERTAIN
 from tfds_builders.cxr_phantom.anatomy import stream
 from tfds_builders.cxr_phantom.baseline import linear_baseline, pixels
-from tfds_builders.cxr_phantom.findings import RENDERED_LABELS, box_of, render
+from tfds_builders.cxr_phantom.findings import RENDERED_LABELS
+from tfds_builders.cxr_phantom.picture import box_of, render
 from tfds_builders.cxr_phantom.report import write_report
 from tfds_builders.cxr_phantom.study import patient_body, sample_study, study_count
 

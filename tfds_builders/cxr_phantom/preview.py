@@ -8,7 +8,8 @@ import argparse
 import cv2
 import numpy as np
 
-from tfds_builders.cxr_phantom.findings import Finding, box_of, render
+from tfds_builders.cxr_phantom.findings import Finding
+from tfds_builders.cxr_phantom.picture import box_of, render
 from tfds_builders.cxr_phantom.study import patient_body, sample_study
 
 AMBER, WHITE = (60, 190, 255), (235, 235, 235)

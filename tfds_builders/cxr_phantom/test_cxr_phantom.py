@@ -13,7 +13,8 @@ from tfds_builders.cxr_phantom.anatomy import Pose, stream
 from tfds_builders.cxr_phantom.baseline import linear_baseline
 from tfds_builders.cxr_phantom.canvas import Canvas
 from tfds_builders.cxr_phantom.cxr_phantom import CxrPhantom, PhantomConfig, make_examples, plan
-from tfds_builders.cxr_phantom.findings import KINDS, RENDERED_LABELS, anatomy_of, box_of, render
+from tfds_builders.cxr_phantom.findings import KINDS, RENDERED_LABELS, anatomy_of
+from tfds_builders.cxr_phantom.picture import box_of, render
 from tfds_builders.cxr_phantom.report import labels_of, write_report
 from tfds_builders.cxr_phantom.study import patient_body, sample_findings, sample_study, study_count
 
