@@ -319,7 +319,7 @@ def sections(policy: str) -> Step:
     from medvlp_jax.data.sections import apply_policy
 
     def step(example: Example, rng: np.random.Generator) -> Example:
-        example.update(apply_policy(example, policy))
+        example.update(apply_policy(example["findings"], example["impression"], policy))
         return example
 
     return step

@@ -46,10 +46,10 @@ def section_texts(source: Source, policy: str) -> Iterator[str]:
     from medvlp_jax.data.sections import apply_policy
 
     for i in range(len(source)):
-        record = {**source[i]}
-        record.update(apply_policy(record, policy))
-        yield record["findings"]
-        yield record["impression"]
+        record = source[i]
+        sections = apply_policy(record["findings"], record["impression"], policy)
+        yield sections["findings"]
+        yield sections["impression"]
 
 
 class TextCache:
