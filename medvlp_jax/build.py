@@ -109,7 +109,8 @@ def load_trunk(parts: Parts, state: dict[str, Any]) -> dict[str, Any]:
     weights = parts.config.model.trunk.weights
     if not weights:
         return state
-    params, batch_stats = load_resnet(weights, parts.config.model.trunk.depth)
+    fields = {name: value for name, value in parts.config.model.trunk.items() if name != "weights"}
+    params, batch_stats = load_resnet(weights, **fields)
     place = lambda new, old: jax.tree.map(lambda n, o: jax.device_put(n.astype(o.dtype), o.sharding), new, old)  # noqa: E731
     return {
         **state,
