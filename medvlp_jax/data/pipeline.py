@@ -8,6 +8,7 @@ run resumes from one number: how many examples the whole job has consumed.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import queue
@@ -59,48 +60,54 @@ def _generator(seed: int, purpose: int, epoch: int, index: int) -> np.random.Gen
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Slice:
+    """Local example i -> position in the sequence that all processes share."""
+
+    batch_size: int
+    process_index: int
+    process_count: int
+
+    @property
+    def local_size(self) -> int:
+        return self.batch_size // self.process_count
+
+    def position(self, i: int) -> int:
+        batch, offset = divmod(int(i), self.local_size)
+        return batch * self.batch_size + self.process_index * self.local_size + offset
+
+
+@dataclasses.dataclass(frozen=True)
 class _TrainOrder:
     """Local example i -> (epoch, record index)."""
 
-    def __init__(
-        self,
-        size: int,
-        seed: int,
-        start: int,
-        batch_size: int,
-        process_index: int,
-        process_count: int,
-        reshuffle: bool = True,
-    ):
-        self.size, self.seed, self.batch_size, self.reshuffle = size, seed, batch_size, reshuffle
-        self.local_size = batch_size // process_count
-        self.first = start + process_index * self.local_size
+    share: _Slice
+    size: int
+    seed: int
+    start: int
+    reshuffle: bool
 
     def __len__(self) -> int:
         return _ENDLESS
 
     def __getitem__(self, i: int) -> tuple[int, int]:
-        batch, offset = divmod(int(i), self.local_size)
-        epoch, place = divmod(self.first + batch * self.batch_size + offset, self.size)
+        epoch, place = divmod(self.start + self.share.position(i), self.size)
         return epoch, int(permutation(self.seed, epoch if self.reshuffle else 0, self.size)[place])
 
 
+@dataclasses.dataclass(frozen=True)
 class _EvalOrder:
     """Local example i -> (0, record index), or (0, -1) for padding."""
 
-    def __init__(self, size: int, batch_size: int, process_index: int, process_count: int):
-        self.size, self.batch_size = size, batch_size
-        self.local_size = batch_size // process_count
-        self.first = process_index * self.local_size
-        self.batches = -(-size // batch_size)
+    share: _Slice
+    size: int
 
     def __len__(self) -> int:
-        return self.batches * self.local_size
+        return -(-self.size // self.share.batch_size) * self.share.local_size
 
     def __getitem__(self, i: int) -> tuple[int, int]:
-        batch, offset = divmod(int(i), self.local_size)
-        place = self.first + batch * self.batch_size + offset
-        return 0, place if place < self.size else -1
+        position = self.share.position(i)
+        return 0, position if position < self.size else -1
 
 
 # ---- one example -----------------------------------------------------------
@@ -187,12 +194,12 @@ def train_batches(
     The iterator has `close()`. Raises ValueError for sizes that do not fit and RecordError (a ValueError) for a record
     that cannot be read.
     """
-    local_size = _local_size(source, batch_size, process_index, process_count)
+    share = _share(source, batch_size, process_index, process_count)
     if start_example < 0 or seed < 0:
         raise ValueError(f"start_example={start_example} and seed={seed} must not be negative.")
-    order = _TrainOrder(len(source), seed, start_example, batch_size, process_index, process_count, reshuffle)
+    order = _TrainOrder(share, len(source), seed, start_example, reshuffle)
     make = _MakeExample(source, preprocess_fn, seed)
-    return _batches(order, make, local_size, num_threads=num_threads, prefetch=prefetch, workers=workers)
+    return _batches(order, make, share.local_size, num_threads=num_threads, prefetch=prefetch, workers=workers)
 
 
 def eval_batches(
@@ -210,13 +217,13 @@ def eval_batches(
 
     The last batch is filled with zeros; `_mask`, bool [B], is False there. Arguments and errors as `train_batches`.
     """
-    local_size = _local_size(source, batch_size, process_index, process_count)
-    order = _EvalOrder(len(source), batch_size, process_index, process_count)
+    share = _share(source, batch_size, process_index, process_count)
+    order = _EvalOrder(share, len(source))
     make = _MakeEvalExample(source, preprocess_fn, seed=0)
-    return _batches(order, make, local_size, num_threads=num_threads, prefetch=prefetch, workers=workers)
+    return _batches(order, make, share.local_size, num_threads=num_threads, prefetch=prefetch, workers=workers)
 
 
-def _local_size(source: Source, batch_size: int, process_index: int, process_count: int) -> int:
+def _share(source: Source, batch_size: int, process_index: int, process_count: int) -> _Slice:
     if len(source) < 1:
         raise ValueError(f"{_describe(source)} has no records.")
     if not 0 <= process_index < process_count:
@@ -228,11 +235,11 @@ def _local_size(source: Source, batch_size: int, process_index: int, process_cou
             f"batch_size={batch_size} does not divide evenly among {process_count} processes. "
             f"Use a multiple of {process_count}: {' or '.join(nearest)}."
         )
-    return batch_size // process_count
+    return _Slice(batch_size, process_index, process_count)
 
 
 def _batches(
-    order: Sequence[tuple[int, int]] | Any,
+    order: _TrainOrder | _EvalOrder,
     make: Callable[[tuple[int, int]], dict[str, Any]],
     local_size: int,
     *,
@@ -267,9 +274,22 @@ def _one_opencv_thread(*_: int) -> None:
 
 
 class DevicePrefetch:
-    """See `device_prefetch`."""
+    """Iterates over the batches of this process as global arrays, made in a thread, ahead of the consumer.
 
-    def __init__(self, iterator: Iterator[Batch], sharding: Any, depth: int):
+    Args:
+      sharding: of every field, or one per field; the batch axis is normally split over the devices of all processes.
+      depth: batches that wait on the devices; one more may be in the making.
+
+    int64 fields become int32 (devices hold no int64). `wait_seconds` adds up how long the consumer waited for data.
+    An error in the pipeline is raised by the consumer's next(). Use it as a context manager, or call `close()`.
+    """
+
+    def __init__(
+        self,
+        iterator: Iterator[Batch],
+        sharding: jax.sharding.Sharding | Mapping[str, jax.sharding.Sharding],
+        depth: int = 2,
+    ):
         if depth < 1:
             raise ValueError(f"depth={depth} must be at least 1.")
         self.wait_seconds = 0.0
@@ -342,19 +362,7 @@ class DevicePrefetch:
         self.close()
 
 
-def device_prefetch(
-    iterator: Iterator[Batch], sharding: jax.sharding.Sharding | Mapping[str, jax.sharding.Sharding], depth: int = 2
-) -> DevicePrefetch:
-    """Iterates over the batches of this process as global arrays, `depth` batches ahead of the consumer.
-
-    Args:
-      sharding: of every field, or one per field; the batch axis is normally split over the devices of all processes.
-      depth: batches that wait on the devices; one more may be in the making.
-
-    int64 fields become int32 (devices hold no int64). `wait_seconds` adds up how long the consumer waited for data.
-    An error in the pipeline is raised by the consumer's next(). Use it as a context manager, or call `close()`.
-    """
-    return DevicePrefetch(iterator, sharding, depth)
+device_prefetch = DevicePrefetch
 
 
 def _narrow(name: str, value: NDArray[Any]) -> NDArray[Any]:

@@ -12,7 +12,7 @@ import dataclasses
 import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 
 from medvlp_jax.data import images, transforms
 from medvlp_jax.data.records import text_hash
+from medvlp_jax.data.sections import apply_policy
+from medvlp_jax.data.text_cache import TextCache
+from medvlp_jax.data.tokenizer import Tokenizer
 
 Example = dict[str, Any]
 Step = Callable[[Example, np.random.Generator], Example]
@@ -34,18 +37,6 @@ BATCH_FIELDS = (
     *("labels", "patient_hash", "study_hash", "index"),
 )
 """Fields that reach the batch when no `keep` operation says otherwise, each as far as the record has it."""
-
-
-class TextEncoder(Protocol):
-    """What `tokenize` needs; see `medvlp_jax.data.tokenizer.Tokenizer`."""
-
-    def encode(self, texts: Sequence[str], max_len: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]: ...
-
-
-class TextVectors(Protocol):
-    """What `cached_text` needs; see `medvlp_jax.data.text_cache.TextCache`."""
-
-    def lookup(self, text: str) -> NDArray[np.float32]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +142,7 @@ def _closest(word: str, known: Sequence[str]) -> str:
     return f"{hint} Known: {', '.join(known) or 'none'}."
 
 
-def build(string: str, *, tokenizer: TextEncoder | None = None, text_cache: TextVectors | None = None) -> Preprocess:
+def build(string: str, *, tokenizer: Tokenizer | None = None, text_cache: TextCache | None = None) -> Preprocess:
     """The function `(record, rng) -> example` that a string of operations stands for.
 
     A record is what `records.RecordSource` yields, with `index` added by the pipeline. The example holds arrays only:
@@ -213,6 +204,10 @@ def _pixels(example: Example, op: str) -> NDArray[np.uint8]:
     return image
 
 
+def _on_pixels(op: str, change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]) -> Step:
+    return lambda example, rng: {**example, "image": change(_pixels(example, op))}
+
+
 @register("decode")
 def decode() -> Step:
     """Encoded bytes -> grey uint8 [H, W]; see `decode_grey`."""
@@ -229,42 +224,30 @@ def decode() -> Step:
 @register("crop_border")
 def crop_border(threshold: float = 0.02, margin: int = 0) -> Step:
     """Cuts dark edges; see `images.crop_border`."""
-
-    def step(example: Example, rng: np.random.Generator) -> Example:
-        image = _pixels(example, "crop_border")
-        example["image"] = images.crop_border(image, threshold=threshold, margin=margin)
-        return example
-
-    return step
+    return _on_pixels("crop_border", lambda image: images.crop_border(image, threshold=threshold, margin=margin))
 
 
 @register("resize")
 def resize(size: int, fit: str = "pad") -> Step:
     """Resizes to a square (`pad`, `squash`) or the `shorter` side to `size`; see `images.resize_keep_aspect`."""
     images.resize_keep_aspect(np.zeros((1, 1), np.uint8), size, fit)  # raises for bad arguments now, not in a thread
-
-    def step(example: Example, rng: np.random.Generator) -> Example:
-        example["image"] = images.resize_keep_aspect(_pixels(example, "resize"), size, fit)
-        return example
-
-    return step
+    return _on_pixels("resize", lambda image: images.resize_keep_aspect(image, size, fit))
 
 
 @register("pad_to_square")
 def pad_to_square(value: int = 0) -> Step:
     """Adds bars of grey level `value` on both sides of the shorter axis."""
+    if not isinstance(value, int) or not 0 <= value <= 255:
+        raise ValueError(f"value={value!r} must be a grey level, 0 to 255.")
 
-    def step(example: Example, rng: np.random.Generator) -> Example:
-        image = _pixels(example, "pad_to_square")
+    def pad(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         height, width = image.shape
         side = max(height, width)
-        padded = np.full((side, side), value, np.uint8)
         top, left = (side - height) // 2, (side - width) // 2
-        padded[top : top + height, left : left + width] = image
-        example["image"] = padded
-        return example
+        rest = ((top, side - height - top), (left, side - width - left))
+        return np.pad(image, rest, constant_values=value)
 
-    return step
+    return _on_pixels("pad_to_square", pad)
 
 
 @register("views")
@@ -286,28 +269,16 @@ def views(count: int = 2, **options: Any) -> Step:
 
 
 # `views` takes the fields of ViewSpec as keywords: say so, for the check of arguments.
-views.__signature__ = inspect.Signature(
-    [
-        inspect.Parameter("count", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=2),
-        *(
-            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default)
-            for field in dataclasses.fields(transforms.ViewSpec)
-        ),
-    ]
-)
+_COUNT = inspect.Parameter("count", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=2)
+_FIELDS = [(field.name, inspect.Parameter.KEYWORD_ONLY) for field in dataclasses.fields(transforms.ViewSpec)]
+views.__signature__ = inspect.Signature([_COUNT, *(inspect.Parameter(*field, default=None) for field in _FIELDS)])
 
 
 @register("center")
 def center(size: int = 224, crop_from: int | None = None, fit: str = "pad") -> Step:
     """The evaluation view: image uint8 [1, size, size, 1]. See `transforms.center_view`."""
     transforms.ViewSpec(size=size, crop_from=crop_from, fit=fit)
-
-    def step(example: Example, rng: np.random.Generator) -> Example:
-        image = _pixels(example, "center")
-        example["image"] = transforms.center_view(image, size, crop_from, fit)[None, ..., None]
-        return example
-
-    return step
+    return _on_pixels("center", lambda x: transforms.center_view(x, size, crop_from, fit)[None, ..., None])
 
 
 # ---- text -----------------------------------------------------------
@@ -316,7 +287,7 @@ def center(size: int = 224, crop_from: int | None = None, fit: str = "pad") -> S
 @register("sections")
 def sections(policy: str) -> Step:
     """What a missing section becomes; the policies are those of `medvlp_jax.data.sections.apply_policy`."""
-    from medvlp_jax.data.sections import apply_policy
+    apply_policy("", "", policy)  # raises for an unknown policy now, not in a thread
 
     def step(example: Example, rng: np.random.Generator) -> Example:
         example.update(apply_policy(example["findings"], example["impression"], policy))
@@ -326,7 +297,7 @@ def sections(policy: str) -> Step:
 
 
 @register("tokenize")
-def tokenize(max_len: int = 256, *, tokenizer: TextEncoder | None = None) -> Step:
+def tokenize(max_len: int = 256, *, tokenizer: Tokenizer | None = None) -> Step:
     """findings and impression -> ids int32 [max_len] and mask bool [max_len], special tokens included."""
     if tokenizer is None:
         raise ValueError("no tokenizer was given; pass build(..., tokenizer=tokenizer.load(text_weights)).")
@@ -343,7 +314,7 @@ def tokenize(max_len: int = 256, *, tokenizer: TextEncoder | None = None) -> Ste
 
 
 @register("cached_text")
-def cached_text(*, text_cache: TextVectors | None = None) -> Step:
+def cached_text(*, text_cache: TextCache | None = None) -> Step:
     """findings and impression -> their stored vectors, float32 [E]."""
     if text_cache is None:
         raise ValueError("no text cache was given; pass build(..., text_cache=TextCache.open(folder)).")

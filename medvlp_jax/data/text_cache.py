@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvlp_jax.data.pipeline import Source
+from medvlp_jax.data.sections import apply_policy
 
 EncodeFn = Callable[[list[str]], NDArray[np.floating]]
 Progress = Callable[[int, int], None]
@@ -43,8 +44,6 @@ def cache_key(params: Any = None, **settings: Any) -> str:
 
 def section_texts(source: Source, policy: str) -> Iterator[str]:
     """findings and impression of every record, as the `sections(policy)` operation leaves them."""
-    from medvlp_jax.data.sections import apply_policy
-
     for i in range(len(source)):
         record = source[i]
         sections = apply_policy(record["findings"], record["impression"], policy)
@@ -197,8 +196,8 @@ def _wait(directory: Path, key: str, hashes: Iterable[int], timeout_seconds: flo
             pass
         if time.monotonic() > deadline:
             raise TimeoutError(
-                f"Process 0 did not finish the text cache in {directory} within {timeout_seconds:.0f} s. If the folder is "
-                "not shared between machines, let each machine build its own (process_index=0)."
+                f"Process 0 did not finish the text cache in {directory} within {timeout_seconds:.0f} s. If the folder "
+                "is not shared between machines, let each machine build its own (process_index=0)."
             )
         time.sleep(min(1.0, timeout_seconds / 10))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
+import itertools
 import json
 import os
 import string
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import numpy as np
 import tokenizers
 from absl import logging
 from numpy.typing import NDArray
-from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import models, normalizers, pre_tokenizers, processors
 
 PHANTOM = "phantom"
 """Name of the vocabulary that comes with the package, trained on the reports of the cxr_phantom data set."""
@@ -150,8 +152,8 @@ def _from_transformers(name: str, *, is_folder: bool) -> Tokenizer:
     except (OSError, ValueError) as error:
         where = "The folder holds no tokenizer" if is_folder else "It is neither a folder nor a reachable repository"
         raise FileNotFoundError(
-            f"No tokenizer for text weights {name!r}. {where}. Give a folder with vocab.txt or tokenizer.json, the id of "
-            f"a repository on the Hugging Face hub, or {PHANTOM!r}."
+            f"No tokenizer for text weights {name!r}. {where}. Give a folder with vocab.txt or tokenizer.json, the id "
+            f"of a repository on the Hugging Face hub, or {PHANTOM!r}."
         ) from error
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
@@ -191,21 +193,58 @@ def train_wordpiece(texts: Iterable[str], size: int) -> list[str]:
     """A lower-case WordPiece vocabulary of at most `size` pieces, in the order of their ids; same texts, same result.
 
     It starts with [PAD] [UNK] [CLS] [SEP] [MASK], then holds every printable ASCII character, alone and (letters and
-    digits) as a continuation, so that no ASCII word becomes [UNK]; the learned pieces follow.
+    digits) as a continuation, so that no ASCII word becomes [UNK]. Then come the learned pieces, the most frequent
+    neighbours joined first. (The trainer of the tokenizers library breaks ties by chance, from run to run.)
 
     Raises ValueError when `size` leaves no room for learned pieces.
     """
-    alphabet = sorted(set(string.ascii_lowercase + string.digits + string.punctuation))
-    base = [*_SPECIAL, *alphabet, *(f"##{c}" for c in string.ascii_lowercase + string.digits)]
+    letters = string.ascii_lowercase + string.digits
+    base = [*_SPECIAL, *sorted(letters + string.punctuation), *(f"##{c}" for c in letters)]
     if size <= len(base):
         raise ValueError(f"size={size} must be above {len(base)}, the special tokens and single characters.")
-    backend = tokenizers.Tokenizer(models.WordPiece({}, unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=size, min_frequency=2, special_tokens=list(_SPECIAL), initial_alphabet=alphabet, show_progress=False
-    )
-    backend.train_from_iterator(texts, trainer)
-    learned = sorted(backend.get_vocab().items(), key=lambda item: item[1])
-    pieces = list(dict.fromkeys([*base, *(piece for piece, _ in learned)]))
-    return pieces[:size]
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    words: collections.Counter[str] = collections.Counter()
+    for text in texts:
+        words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    pieces = dict.fromkeys(base)
+    pieces.update(dict.fromkeys(sorted({piece for word in words for piece in _characters(word)})))
+    for piece in _joined_pieces(words):
+        if len(pieces) >= size:
+            break
+        pieces[piece] = None
+    return list(pieces)[:size]
+
+
+def _characters(word: str) -> list[str]:
+    return [word[0], *(f"##{c}" for c in word[1:])]
+
+
+def _joined_pieces(words: Mapping[str, int]) -> Iterator[str]:
+    """Pieces made by joining the most frequent pair of neighbours again and again, until none occurs twice."""
+    split = {word: _characters(word) for word in words}
+    counts: collections.Counter[tuple[str, str]] = collections.Counter()
+    where: dict[tuple[str, str], set[str]] = collections.defaultdict(set)
+
+    def count(word: str, sign: int) -> None:
+        for pair in itertools.pairwise(split[word]):
+            counts[pair] += sign * words[word]
+            where[pair].add(word)
+
+    for word in words:
+        count(word, +1)
+    while counts:
+        best = max(counts, key=lambda pair: (counts[pair], pair))
+        if counts[best] < 2:
+            return
+        joined = best[0] + best[1].removeprefix("##")
+        for word in where.pop(best):
+            count(word, -1)
+            old, new = split[word], []
+            while old:
+                step = 2 if tuple(old[:2]) == best else 1
+                new.append(joined if step == 2 else old[0])
+                old = old[step:]
+            split[word] = new
+            count(word, +1)
+        counts = +counts
+        yield joined

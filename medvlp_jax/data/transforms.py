@@ -127,7 +127,7 @@ def _check_choice(name: str, value: str, known: Sequence[str] | dict[str, int]) 
 # ---- geometry: output coordinates -> input coordinates -----------------------------------------------------------
 
 
-def window(left: float, top: float, width: float, height: float, size: int) -> Matrix:
+def window(left: float, top: float, width: float, height: float, size: float) -> Matrix:
     """size×size output <- the width×height window of the input whose first pixel is (left, top)."""
     step_x, step_y = width / size, height / size
     return np.array(
@@ -138,23 +138,10 @@ def window(left: float, top: float, width: float, height: float, size: int) -> M
 def frame(height: int, width: int, side: float, fit: str = "pad") -> Matrix:
     """side×side frame <- a height×width record, padded to square (the bars split evenly) or squashed."""
     if fit == "squash":
-        return np.array(
-            [
-                [width / side, 0.0, 0.5 * width / side - 0.5],
-                [0.0, height / side, 0.5 * height / side - 0.5],
-                [0.0, 0.0, 1.0],
-            ]
-        )
+        return window(0.0, 0.0, width, height, side)
     longest = max(height, width)
-    step = longest / side
     # Whole-pixel bars: a padded record then maps exactly onto what padding its array gives.
-    return np.array(
-        [
-            [step, 0.0, 0.5 * step - 0.5 - (longest - width) // 2],
-            [0.0, step, 0.5 * step - 0.5 - (longest - height) // 2],
-            [0.0, 0.0, 1.0],
-        ]
-    )
+    return window(-((longest - width) // 2), -((longest - height) // 2), longest, longest, side)
 
 
 def flip(size: int, *, horizontal: bool, vertical: bool) -> Matrix:
@@ -182,12 +169,6 @@ def perspective(size: int, inward_4x2: NDArray[np.float64]) -> Matrix:
     signs_4x2 = np.array([[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]])
     moved_4x2 = corners_4x2 + signs_4x2 * inward_4x2
     return cv2.getPerspectiveTransform(moved_4x2.astype(np.float32), corners_4x2.astype(np.float32))
-
-
-def map_points(matrix: Matrix, points_Nx2: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Applies a homography to points given as rows of (x, y)."""
-    mapped_Nx3 = np.concatenate([points_Nx2, np.ones((len(points_Nx2), 1))], axis=1) @ matrix.T
-    return mapped_Nx3[:, :2] / mapped_Nx3[:, 2:]
 
 
 @dataclasses.dataclass(frozen=True)
