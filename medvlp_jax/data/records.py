@@ -22,6 +22,7 @@ SOURCE = "_source"
 """Key under which a builder may add {"patient_id", "study_id", "image_id": raw str, "sha256", "file"} to an example:
 it goes to the side table `ids.csv`, never into the record."""
 
+_reading_process: int | None = None  # the one process in which the C++ reader has been used
 _TEXT = ("findings", "impression", "report", "view")
 
 
@@ -127,7 +128,7 @@ def text_hash(text: str) -> int:
 def prepared_folder(data_dir: str | os.PathLike[str], name: str) -> Path:
     """The folder of the newest version of a prepared data set.
 
-    Args: name: "cxr_phantom", or "cxr_phantom/<config>"; without a config there must be only one.
+    Args: name: "cxr_phantom", or "cxr_phantom/<config>"; without a config, the only one, or the one called "default".
     Raises: FileNotFoundError with the command that prepares it; ValueError when several configs are there.
     """
     root = Path(data_dir)
@@ -144,6 +145,8 @@ def prepared_folder(data_dir: str | os.PathLike[str], name: str) -> Path:
             f"The data set {name!r} is not prepared under {os.fspath(data_dir)!r}. "
             f"Prepare it with: python -m medvlp_jax.prepare {name} --data_dir {os.fspath(data_dir)}"
         )
+    if len(by_parent) > 1 and root / "default" in by_parent:
+        by_parent = {root / "default": by_parent[root / "default"]}
     if len(by_parent) > 1:
         known = ", ".join(sorted(f"{name}/{parent.name}" if parent != root else name for parent in by_parent))
         raise ValueError(
@@ -163,8 +166,8 @@ class RecordSource:
 
     A record is a dict: `image` and `lung_mask` encoded bytes; text as str; `sentences` list of str; `labels` int8
     (14,); ids int64 and flags bool scalars; `boxes` = {"box": float32 (N, 4), "finding": N str, "sentence": int32
-    (N,)}; `masks` = {"mask": list of PNG bytes, "finding": list of str}. Files are opened on first use, once per
-    process, so a source may be pickled, forked, and read from several threads.
+    (N,)}; `masks` = {"mask": list of PNG bytes, "finding": list of str}. Files are opened by the first
+    read, so a source may be pickled, sent to spawned workers, forked before that read, and read from several threads.
 
     Args: data_dir: root of the prepared data sets. name: data set, or data set/config. split: "train", "validation",
       "test", or a slice such as "train[:10%]".
@@ -174,20 +177,15 @@ class RecordSource:
     def __init__(self, data_dir: str | os.PathLike[str], name: str, split: str = "train"):
         self.data_dir, self.name, self.split = os.fspath(data_dir), name, split
         self.folder = prepared_folder(data_dir, name)
-        self._reset()
-        self._length = len(self._records())
-
-    def _reset(self) -> None:
-        self._opened: Any = None
-        self._pid = -1
         self._lock = threading.Lock()
+        self._opened: Any = self._open()
+        self._length = len(self._opened)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_opened", "_pid", "_lock")}
+        return {**self.__dict__, "_opened": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._reset()
+        self.__dict__.update(state, _lock=threading.Lock())
 
     def __repr__(self) -> str:
         return f"RecordSource({self.data_dir!r}, {self.name!r}, {self.split!r})"
@@ -196,12 +194,19 @@ class RecordSource:
         return self._length
 
     def _records(self) -> Any:
-        if self._pid != os.getpid():  # never share open files with a forked parent
-            if self._pid != -1:
-                self._lock = threading.Lock()  # the parent may have held it while forking
+        global _reading_process
+        if _reading_process != os.getpid():
+            if _reading_process is not None:
+                raise RuntimeError(
+                    "This process was forked from one that had already read records, and the threads of the ArrayRecord "
+                    "library do not survive a fork. Start worker processes with the method 'spawn', as Grain does, or "
+                    "read the first record after forking."
+                )
+            _reading_process = os.getpid()
+        if self._opened is None:
             with self._lock:
-                if self._pid != os.getpid():
-                    self._opened, self._pid = self._open(), os.getpid()
+                if self._opened is None:
+                    self._opened = self._open()
         return self._opened
 
     def _open(self) -> Any:
