@@ -124,7 +124,15 @@ def small(config):
     config.text.max_length = 128
     config.model.dtype = "float32"
     config.model.trunk.update(
-        dict(depth="18", width=16, widths=(16, 32, 64, 64), strides=(1, 2, 2, 1), in_channels=1, zero_init_last_bn=True)
+        dict(
+            depth="18",
+            width=16,
+            stem="space_to_depth",
+            widths=(16, 32, 64, 64),
+            strides=(1, 2, 2, 1),
+            in_channels=1,
+            zero_init_last_bn=True,
+        )
     )
     config.model.trunk.weights = ""
     config.model.read.update(dict(keep=(0.5, 0.5, 0.5, 0.5), grid=12, tokens=96, hidden=128))
