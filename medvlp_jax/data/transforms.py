@@ -23,6 +23,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from medvlp_jax.data import images
+
 Matrix = NDArray[np.float64]  # 3×3, output coordinates -> input coordinates
 Image = NDArray[np.uint8]  # [H, W]
 
@@ -342,8 +344,6 @@ def random_view(image: Image, spec: ViewSpec, rng: np.random.Generator, out: Ima
 
 def center_view(image: Image, size: int, crop_from: int | None = None, fit: str = "pad") -> Image:
     """The evaluation view: the record scaled to a crop_from px square, its central size×size window, nothing random."""
-    spec = ViewSpec(size=size, crop_from=crop_from, fit=fit)
-    side = float(crop_from or size)
-    offset = round((side - size) / 2.0)
-    matrix = frame(*image.shape, side, fit) @ window(offset, offset, size, size, size)
-    return warp(image, Geometry(matrix, (0, 0, image.shape[1], image.shape[0])), spec.size)
+    side = ViewSpec(size=size, crop_from=crop_from, fit=fit).crop_from or size
+    start = round((side - size) / 2.0)
+    return images.resize_keep_aspect(image, side, fit)[start : start + size, start : start + size]
