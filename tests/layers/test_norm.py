@@ -10,11 +10,12 @@ RNG = np.random.default_rng(0)
 
 
 def initialized(norm, x):
-    return norm.init(jax.random.key(0), x, train=True)
+    return jax.jit(lambda x: norm.init(jax.random.key(0), x, train=True))(x)
 
 
 def trained(norm, x, variables=None, **kwargs):
-    y, updates = norm.apply(variables or initialized(norm, x), x, train=True, mutable=["batch_stats"], **kwargs)
+    apply = jax.jit(lambda v, x, kwargs: norm.apply(v, x, train=True, mutable=["batch_stats"], **kwargs))
+    y, updates = apply(variables or initialized(norm, x), x, kwargs)
     return np.asarray(y), updates["batch_stats"]
 
 
@@ -116,7 +117,7 @@ def test_gradients_are_those_of_finite_differences(fields):
         y, _ = norm.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
         return jnp.sum(weights * y**2)
 
-    check_grads(loss, (x, variables["params"]), order=1, modes=["rev"], rtol=2e-2, atol=2e-2)
+    check_grads(jax.jit(loss), (x, variables["params"]), order=1, modes=["rev"], rtol=2e-2, atol=2e-2)
 
 
 def test_init_leaves_statistics_alone_and_takes_any_batch():
