@@ -55,12 +55,15 @@ class TextCache:
     """Read access to a finished cache; `TextCache.build` makes one, `TextCache.open` reopens it."""
 
     def __init__(self, directory: Path, meta: dict[str, Any]):
-        self.directory, self.key, self.dim = directory, meta["key"], meta["dim"]
-        self._meta = meta
-        self._vectors_NxE = np.load(directory / meta["vectors"], mmap_mode="r", allow_pickle=False)
-        index_2xN = np.load(directory / meta["index"], allow_pickle=False)
-        self._hashes_N, self._rows_N = index_2xN
-        if self._vectors_NxE.shape != (meta["count"], self.dim) or index_2xN.shape != (2, meta["count"]):
+        try:
+            self.directory, self.key, self.dim = directory, meta["key"], meta["dim"]
+            self._meta = meta
+            self._vectors_NxE = np.load(directory / meta["vectors"], mmap_mode="r", allow_pickle=False)
+            self._hashes_N, self._rows_N = index_2xN = np.load(directory / meta["index"], allow_pickle=False)
+            whole = self._vectors_NxE.shape == (meta["count"], self.dim) and index_2xN.shape == (2, meta["count"])
+        except (EOFError, FileNotFoundError, KeyError, ValueError):
+            whole = False
+        if not whole:
             raise ValueError(f"The text cache in {directory} is damaged: delete the folder; the next run rebuilds it.")
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,0 +1,166 @@
+"""Round trips, cutting, folders, and the vocabulary that ships with the package."""
+
+import json
+import pickle
+import string
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medvlp_jax.data import tokenizer
+from medvlp_jax.data.tokenizer import load, train_wordpiece
+
+TEXT = "No pleural effusion or pneumothorax. The heart is normal in size."
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "lungs", "are", "clear", "Lungs", "lung", "##s", "."]
+
+
+def folder_with_vocab(path, pieces=PIECES, **config):
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    if config:
+        (path / "tokenizer_config.json").write_text(json.dumps(config))
+    return path
+
+
+@pytest.fixture(scope="module")
+def phantom():
+    return load("phantom")
+
+
+def test_ids_and_mask(phantom):
+    ids, mask = phantom.encode([TEXT, ""], 32)
+    assert (ids.shape, ids.dtype, mask.dtype) == ((2, 32), np.int32, np.bool_)
+    assert mask[1].sum() == 2  # [CLS] [SEP]
+    np.testing.assert_array_equal(mask, np.arange(32) < mask.sum(axis=1, keepdims=True))
+    assert (ids[~mask] == phantom.pad_id).all()
+    tokens = phantom.tokens(ids[0][mask[0]])
+    assert (tokens[0], tokens[-1]) == ("[CLS]", "[SEP]")
+
+
+def test_round_trip(phantom):
+    ids, _ = phantom.encode([TEXT], 64)
+    assert phantom.decode(ids[0]).replace(" .", ".") == TEXT.lower()
+
+
+def test_phantom_vocabulary_is_well_formed(phantom):
+    lines = (resources.files("medvlp_jax") / "assets" / "phantom_vocab.txt").read_text().split("\n")[:-1]
+    assert lines[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    assert len(lines) == len(set(lines)) == phantom.vocab_size
+    assert 500 < len(lines) <= 2000
+    assert {*string.ascii_lowercase, *string.digits, *(f"##{c}" for c in string.ascii_lowercase)} <= set(lines)
+    assert {"effusion", "pneumothorax", "cardiomegaly", "lungs", "clear"} <= set(lines)
+
+
+def test_any_ascii_text_is_known(phantom):
+    ids, _ = phantom.encode([string.printable, "Xylophone qwertz 0x7f 12.5 cm (s/p CABG) ___"], 256)
+    assert 1 not in ids
+
+
+def test_phantom_reports_take_few_pieces(phantom):
+    report = pytest.importorskip("tfds_builders.cxr_phantom.report")
+    from tfds_builders.cxr_phantom.anatomy import stream
+    from tfds_builders.cxr_phantom.study import patient_body, sample_study
+
+    texts = []
+    for patient in range(3_000_000, 3_000_040):  # validation patients
+        study = sample_study(0, patient, 0)
+        texts.append(report.write_report(stream(0, patient, 1, 0, 2), study, patient_body(0, patient)).text)
+    ids, mask = phantom.encode(texts, 512)
+    assert 1 not in ids
+    assert mask.sum() < 1.5 * sum(len(text.split()) for text in texts)
+
+
+def test_longer_text_is_cut_counted_and_stays_closed():
+    tok = load("phantom")
+    ids, mask = tok.encode([TEXT, "clear"], 8)
+    full, _ = tok.encode([TEXT], 64)
+    np.testing.assert_array_equal(ids[0][:-1], full[0][:7])
+    assert tok.tokens(ids[0])[-1] == "[SEP]"
+    assert mask[0].all()
+    assert (tok.truncated, tok.encoded) == (1, 3)
+    with pytest.raises(ValueError, match="max_len=1 leaves no room"):
+        tok.encode([TEXT], 1)
+
+
+def test_one_text_or_many_give_the_same_ids(phantom):
+    texts = [TEXT, "", "clear", TEXT * 5, "4.5 cm"]
+    ids, mask = phantom.encode(texts, 40)
+    for i, text in enumerate(texts):
+        one_ids, one_mask = phantom.encode([text], 40)
+        np.testing.assert_array_equal(one_ids[0], ids[i])
+        np.testing.assert_array_equal(one_mask[0], mask[i])
+    assert phantom.encode([], 8)[0].shape == (0, 8)
+
+
+def test_buckets_shorten_the_padding(phantom):
+    assert phantom.encode(["clear"], 64, buckets=(8, 16, 32))[0].shape == (1, 8)
+    assert phantom.encode([TEXT], 64, buckets=(8, 32, 16))[0].shape == (1, 16)
+    assert phantom.encode([TEXT * 4], 64, buckets=(8, 16))[0].shape == (1, 64)
+
+
+def test_case_follows_the_folder(tmp_path):
+    lower = load(folder_with_vocab(tmp_path / "a"))
+    assert lower.tokens(lower.encode(["Lungs are clear."], 8)[0][0])[1] == "lungs"
+    cased = load(folder_with_vocab(tmp_path / "b", do_lower_case=False))
+    assert cased.tokens(cased.encode(["Lungs are clear."], 8)[0][0])[1] == "Lungs"
+    told = load(tmp_path / "b", lower_case=True)
+    assert told.tokens(told.encode(["Lungs are clear."], 8)[0][0])[1] == "lungs"
+    assert len({lower.fingerprint, cased.fingerprint}) == 2
+    assert told.fingerprint == lower.fingerprint
+
+
+def test_saved_tokenizer_loads_the_same(tmp_path):
+    first = load(folder_with_vocab(tmp_path / "a"))
+    first.save(tmp_path / "b")
+    second = load(tmp_path / "b")
+    np.testing.assert_array_equal(first.encode([TEXT], 16)[0], second.encode([TEXT], 16)[0])
+    assert first.fingerprint == second.fingerprint
+
+
+def test_agrees_with_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    vocab = Path(__file__).resolve().parents[2].parent / "shared/data/text_resources/vocab/bert_base_uncased_vocab.txt"
+    if not vocab.exists():
+        pytest.skip("the public BERT vocabulary is not on this machine")
+    folder = folder_with_vocab(
+        tmp_path, vocab.read_text(encoding="utf-8").splitlines(), tokenizer_class="BertTokenizer"
+    )
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    texts = [TEXT, "Cardiomégalie modérée; 2.5 cm\n\tnodule [MASK] 漢字 ___", "", "a" * 200, TEXT * 20]
+    expected = theirs(texts, max_length=32, truncation=True, padding="max_length")
+    ids, mask = load(folder).encode(texts, 32)
+    np.testing.assert_array_equal(ids, expected["input_ids"])
+    np.testing.assert_array_equal(mask, np.array(expected["attention_mask"], bool))
+
+
+def test_tokenizer_travels_to_other_processes(phantom):
+    copy = pickle.loads(pickle.dumps(phantom))
+    np.testing.assert_array_equal(copy.encode([TEXT], 32)[0], phantom.encode([TEXT], 32)[0])
+
+
+def test_what_is_missing_is_named(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"vocab.txt is no BERT vocabulary: it lacks \[CLS\], \[SEP\]"):
+        load(folder_with_vocab(tmp_path / "a", ["[PAD]", "[UNK]", "lungs"]))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"The folder holds no tokenizer\. Give a folder with vocab.txt"):
+        load(tmp_path / "empty")
+
+
+def test_training_repeats_and_covers_the_alphabet():
+    texts = ["effusion effusions effused", "the heart the lungs the heart"] * 3
+    pieces = train_wordpiece(texts, 200)
+    assert pieces == train_wordpiece(list(reversed(texts)), 200)
+    assert len(pieces) == len(set(pieces)) <= 200
+    assert {"heart", "lungs", "the", "effus", "effusion"} <= set(pieces)
+    assert "q" in pieces
+    assert "##q" in pieces
+    assert len(train_wordpiece(texts, 120)) == 120
+    with pytest.raises(ValueError, match="size=50 must be above"):
+        train_wordpiece(texts, 50)
+
+
+def test_learned_pieces_come_from_frequent_neighbours():
+    joined = list(tokenizer._joined_pieces({"aab": 5, "ab": 3, "b": 9, "xyz": 1}))
+    assert joined == ["aa", "aab", "ab"]  # ties: the pair that sorts last; what occurs once stays apart
