@@ -123,9 +123,13 @@ def _config(builder_class: Any, module: ModuleType, name: str, settings: Mapping
     known = _base_configs(builder_class, module)
     wanted = name.partition("/")[2] or next(iter(known))
     named = bool(builder_class.BUILDER_CONFIGS)
-    if named and wanted not in known:
-        raise PrepareError(f"{builder_class.name} has no config {wanted!r}. Configs: {', '.join(known)}.")
-    base = known[wanted] if named else dataclasses.replace(next(iter(known.values())), name=wanted)
+    if named and wanted not in known and not settings:
+        raise PrepareError(
+            f"{builder_class.name} has no config {wanted!r}. Configs: {', '.join(known)}; or make your own by giving "
+            "settings with the new name."
+        )
+    base = known.get(wanted) if named else None
+    base = base or dataclasses.replace(next(iter(known.values())), name=wanted)
     fields = {"name": base.name, **config_dict(base)}
     changes = {}
     for key, value in settings.items():
@@ -211,7 +215,7 @@ def _build(builder_class: Any, config: Any, root: Path, folder: Path, staging: S
     if folder.exists():
         shutil.rmtree(folder)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), _same_bytes_every_time():
             builder = builder_class(data_dir=os.fspath(root), config=config, file_format="array_record")
             builder.staging = staging
             builder.download_and_prepare(download_dir=os.fspath(staging.directory / "downloads"))
@@ -223,6 +227,21 @@ def _build(builder_class: Any, config: Any, root: Path, folder: Path, staging: S
         if "No space left" in str(error):
             raise _disk_full(root, staging) from error
         raise
+
+
+@contextlib.contextmanager
+def _same_bytes_every_time() -> Iterator[None]:
+    """Records serialized with their fields in a fixed order; protobuf's own order differs from process to process."""
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+    original = ExampleSerializer.serialize_example
+    ExampleSerializer.serialize_example = lambda self, example: self.get_tf_example(example).SerializeToString(
+        deterministic=True
+    )
+    try:
+        yield
+    finally:
+        ExampleSerializer.serialize_example = original
 
 
 def _disk_full(root: Path, staging: Staging) -> PrepareError:
@@ -251,7 +270,7 @@ def _write_side_tables(folder: Path, staging: Staging) -> None:
     with open(folder / "ids.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["split", *kinds, *(f"{kind}_hash" for kind in kinds), "file", "sha256"])
-        for source in staging.sources:
+        for source in sorted(staging.sources, key=lambda source: source["split"]):  # stable: rows keep their order
             hashes = []
             for kind in kinds:
                 hashes.append(hashed_id(source[kind]))

@@ -198,8 +198,8 @@ class RecordSource:
         if _reading_process != os.getpid():
             if _reading_process is not None:
                 raise RuntimeError(
-                    "This process was forked from one that had already read records, and the threads of the ArrayRecord "
-                    "library do not survive a fork. Start worker processes with the method 'spawn', as Grain does, or "
+                    "This process was forked from one that had already read records, and the threads of ArrayRecord "
+                    "do not survive a fork. Start worker processes with the method 'spawn', as Grain does, or "
                     "read the first record after forking."
                 )
             _reading_process = os.getpid()
