@@ -10,7 +10,7 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from medvlp_jax import methods, optim, sharding, text_tower
+from medvlp_jax import methods, optim, pretrain_text, sharding, text_tower
 from medvlp_jax.data import pipeline, preprocess
 from medvlp_jax.data.records import RecordSource
 from medvlp_jax.data.text_cache import TextCache, section_texts
@@ -51,13 +51,7 @@ def assemble(config: Any, mesh: Mesh, say=print) -> Parts:
     method = methods.get(config.method)
     train = open_source(config, config.data.train_split)
     say(f"data      {config.data.name}: {len(train)} training records in {train.folder}")
-    tower = text_tower.load(
-        config.text.weights,
-        pooling=config.text.pooling,
-        max_length=config.text.max_length,
-        data_dir=config.data.dir,
-        dtype=config.text.dtype,
-    )
+    tower = _text_tower(config, say)
     where = "cached" if config.text.cache else "in the step"
     say(f"text      {config.text.weights}: {tower.width} wide, frozen, {where}")
     cache = _text_cache(config, tower, train, say) if config.text.cache else None
@@ -98,7 +92,7 @@ def first_batch(parts: Parts) -> dict[str, Any]:
     if parts.tower is not None:
         vector = jax.ShapeDtypeStruct((1, parts.tower.width), "float32")
         batch = {**batch, "findings_embedding": vector, "impression_embedding": vector}
-    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
+    return {name: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)) for name, x in batch.items()}
 
 
 def load_trunk(parts: Parts, state: dict[str, Any]) -> dict[str, Any]:
@@ -124,6 +118,23 @@ def _preprocess(config: Any, images: str, tower: text_tower.TextTower, cache: Te
     text = "cached_text" if cache is not None else f"tokenize({config.text.max_length})"
     string = f"{images}|sections({config.text.missing!r})|{text}"
     return preprocess.build(string, tokenizer=tower.tokenizer, text_cache=cache)
+
+
+def _text_tower(config: Any, say) -> text_tower.TextTower:
+    missing = text_tower.to_pretrain(config.text.weights, config.data.dir, config.data.name)
+    if missing and jax.process_index() == 0:
+        say(f"text      first stage: a small BERT from the reports of {missing}, once (about a minute on two cores)")
+        pretrain_text.make(config.data.dir, missing, say=lambda line: say(f"text      {line}"))
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("text tower")
+    return text_tower.load(
+        config.text.weights,
+        pooling=config.text.pooling,
+        max_length=config.text.max_length,
+        data_dir=config.data.dir,
+        data=config.data.name,
+        dtype=config.text.dtype,
+    )
 
 
 def _text_cache(config: Any, tower: text_tower.TextTower, train: RecordSource, say) -> TextCache:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -98,6 +99,14 @@ class Checkpoints:
         )
         return self._open().restore(step, args=ocp.args.Composite(state=args)).state
 
+    def restore_arrays(self, step: int) -> Any:
+        """The whole state of `step` as nested dicts of NumPy arrays, without a model: to inspect or convert it."""
+        stored = self._tree(step)
+        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
+        return (
+            self._open().restore(step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=args))).state
+        )
+
     def close(self) -> None:
         """Waits for pending saves and releases the folder."""
         if self._manager is not None:
@@ -106,8 +115,7 @@ class Checkpoints:
             self._manager = None
 
     def _check_structure(self, step: int, target: Any, partial: bool = False) -> None:
-        stored_tree = self._open().item_metadata(step).state
-        stored = _shapes(getattr(stored_tree, "tree", stored_tree))
+        stored = _shapes(self._tree(step))
         wanted = _shapes(target)
         missing = sorted(set(wanted) - set(stored))
         extra = [] if partial else sorted(set(stored) - set(wanted))
@@ -128,6 +136,10 @@ class Checkpoints:
                     lines.append(f"  {title} ({len(names)}): {shown}")
             lines.append("Use the config the run was started with (config.json in its folder), or another --workdir.")
             raise CheckpointError("\n".join(lines))
+
+    def _tree(self, step: int) -> Any:
+        stored = self._open().item_metadata(step).state
+        return getattr(stored, "tree", stored)
 
     def _write_error(self, step: int | None, error: BaseException) -> CheckpointError:
         which = "A checkpoint" if step is None else f"The checkpoint of step {step}"

@@ -28,7 +28,7 @@ def init_state(model: Any, tx: optax.GradientTransformation, batch: dict[str, An
         "batch_stats": variables.get("batch_stats", {}),
         "opt_state": tx.init(variables["params"]),
         "step": jnp.zeros((), jnp.int32),
-        "rng": jax.random.fold_in(key, 1),
+        "rng": jax.random.key_data(jax.random.fold_in(key, 1)),
     }
 
 
@@ -82,7 +82,7 @@ def make_train_step(
     def train_step(state, frozen, batch):
         batch = with_text_vectors(batch, tower, frozen)
         epoch = jnp.floor(state["step"].astype(jnp.float32) * (config.batch_size / examples))
-        rngs = {"channels": jax.random.fold_in(state["rng"], state["step"])}
+        rngs = {"channels": jax.random.fold_in(jax.random.wrap_key_data(state["rng"]), state["step"])}
 
         def loss_fn(params):
             variables = {"params": params, "batch_stats": state["batch_stats"]}

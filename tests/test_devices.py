@@ -1,0 +1,129 @@
+"""One device, eight simulated devices and two processes of four: the same losses, gradients and parameters."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import tiny
+
+GRADIENTS = """
+import sys
+import jax, numpy as np
+sys.path.insert(0, "tests")
+from configs import imitate as imitate_config
+from medvlp_jax import methods, sharding
+from jax.sharding import Mesh
+
+jax.config.update("jax_default_matmul_precision", "highest")
+cfg = imitate_config.get_config("demo,preset=PRESET").unlock()
+cfg.image.size = 64
+cfg.model.trunk.stage_sizes = (1, 1, 1, 1)
+cfg.model.bn.group_size = cfg.loss.group_size = GROUP
+method = methods.get("imitate")
+model = method.build(cfg)
+rng = np.random.default_rng(0)
+batch = {
+    "image": rng.integers(0, 256, (16, 2, 64, 64, 1)).astype(np.uint8),
+    "findings_embedding": rng.normal(size=(16, 24)).astype(np.float32),
+    "impression_embedding": rng.normal(size=(16, 24)).astype(np.float32),
+    "has_findings": rng.random(16) < 0.8,
+    "has_impression": rng.random(16) < 0.8,
+    "findings_hash": rng.integers(0, 12, 16).astype(np.int32),
+    "impression_hash": rng.integers(0, 12, 16).astype(np.int32),
+}
+key = jax.random.key(0)
+variables = jax.jit(lambda: model.init({"params": key, "channels": key}, batch, train=True))()
+
+def loss(params, batch):
+    embeddings, updated = model.apply(
+        {**variables, "params": params}, batch, train=True, rngs={"channels": key}, mutable=["batch_stats"]
+    )
+    return method.loss(embeddings, batch, cfg, 0)[0], updated
+
+values = {}
+for data, fsdp in ((1, 1), (8, 1), (2, 4)):
+    mesh = sharding.make_mesh(data, fsdp, jax.devices()[: data * fsdp])
+    places = sharding.parameter_sharding(variables["params"], mesh)
+    step = jax.jit(
+        jax.value_and_grad(loss, has_aux=True), in_shardings=(places, sharding.batch_sharding(mesh))
+    )
+    (value, updated), grads = step(
+        jax.device_put(variables["params"], places), jax.device_put(batch, sharding.batch_sharding(mesh))
+    )
+    values[f"{data}x{fsdp}"] = jax.device_get((value, grads, updated))
+reference = values["1x1"]
+for name, other in values.items():
+    for a, b in zip(jax.tree.leaves(reference), jax.tree.leaves(other), strict=True):
+        scale = max(float(np.max(np.abs(a))), 1e-3)
+        worst = float(np.max(np.abs(a - b))) / scale
+        assert worst <= 1e-5, (name, a.shape, worst)
+print("equal", float(reference[0]))
+"""
+
+
+@pytest.mark.devices
+@pytest.mark.parametrize(("preset", "group"), [("fixed", 0), ("released", 8)])
+def test_loss_gradients_and_statistics_do_not_depend_on_the_mesh(preset, group):
+    script = GRADIENTS.replace("PRESET", preset).replace("GROUP", str(group))
+    assert "equal" in tiny.run([sys.executable, "-c", script], devices=8).stdout
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def one_device(data, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("one")
+    tiny.run(tiny.command(data, workdir))
+    return workdir
+
+
+def assert_same_run(workdir, reference):
+    got, expected = tiny.losses(workdir), tiny.losses(reference)
+    assert got.keys() == expected.keys()
+    for step, loss in expected.items():
+        assert got[step] == pytest.approx(loss, rel=1e-5), step
+    scores, wanted = (json.loads((w / "scores.json").read_text())["trained"] for w in (workdir, reference))
+    assert scores["loss"] == pytest.approx(wanted["loss"], rel=1e-4)
+
+
+@pytest.mark.devices
+def test_resume_on_another_number_of_devices(data, one_device, tmp_path):
+    # Two steps on eight devices with sharded parameters, the rest on one.
+    tiny.run(tiny.command(data, tmp_path, total_steps=2, **{"mesh.fsdp": 2}), devices=8)
+    done = tiny.run(tiny.command(data, tmp_path))
+    assert "resume    step 2" in done.stdout
+    got, expected = tiny.losses(tmp_path), tiny.losses(one_device)
+    for step in (3, 4):
+        assert got[step] == pytest.approx(expected[step], rel=1e-5)
+
+
+@pytest.mark.devices
+def test_eight_devices_resume_bit_identically(data, tmp_path):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    tiny.run(tiny.command(data, whole), devices=8)
+    tiny.run(tiny.command(data, halves, total_steps=2), devices=8)
+    tiny.run(tiny.command(data, halves), devices=8)
+    expected, got = tiny.parameters(whole, 4), tiny.parameters(halves, 4)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(got[name], value, err_msg=name)
+
+
+@pytest.mark.devices
+def test_two_processes_equal_one(data, one_device, tmp_path):
+    launcher = ["bash", "launch/local_multiprocess.sh", "2", "--devices", "4", "--logs", str(tmp_path / "logs"), "--"]
+    done = tiny.run([*launcher, *tiny.command(data, tmp_path / "run")])
+    assert "8 cpu in 2 process(es)" in done.stdout
+    assert_same_run(tmp_path / "run", one_device)
+
+
+@pytest.mark.devices
+def test_batch_that_does_not_fit_the_devices(data, tmp_path):
+    done = tiny.run(tiny.command(data, tmp_path, batch_size=12), devices=8, check=False)
+    assert done.returncode != 0
+    assert "batch_size=12 is not divisible by the 8 devices" in done.stderr
+    assert "8 or 16" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,129 @@
+"""Whole runs through the command line: finishing, resuming after a kill, stopping, refusing, on one device."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import tiny
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """A run of eight steps, and its folder."""
+    workdir = tmp_path_factory.mktemp("finished")
+    return tiny.run(tiny.command(data, workdir, total_steps=8)), workdir
+
+
+def test_run_folder_and_scores(finished):
+    done, workdir = finished
+    for name in ("config.json", "metrics.jsonl", "log.txt", "scores.json", "checkpoints/8"):
+        assert (workdir / name).exists(), name
+    assert list(workdir.glob("events.out.tfevents.*"))
+    assert sorted(tiny.losses(workdir)) == list(range(1, 9))
+    assert all(np.isfinite(loss) for loss in tiny.losses(workdir).values())
+    scores = json.loads((workdir / "scores.json").read_text())
+    assert scores["split"] == "test"
+    for twin in ("trained", "random_init"):
+        assert scores[twin]["retrieval/impression/image_to_text_chance_R@10"] > 0
+        assert 0 <= scores[twin]["retrieval/impression/image_to_text_R@10"] <= 100
+    assert str(workdir) in done.stdout
+    assert "images/s" in done.stdout
+    assert "ETA" in done.stdout
+
+
+def test_killed_and_resumed_run_is_bit_identical(data, finished, tmp_path):
+    _, whole = finished
+    arguments = tiny.command(data, tmp_path, total_steps=8)
+    with subprocess.Popen(
+        arguments, cwd=tiny.REPOSITORY, env=tiny.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        deadline = time.monotonic() + 200
+        while not (tmp_path / "checkpoints" / "4").exists() and time.monotonic() < deadline:
+            assert process.poll() is None, process.stdout.read().decode()
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+    steps = {int(path.name) for path in (tmp_path / "checkpoints").glob("[0-9]*") if path.name.isdigit()}
+    assert max(steps) < 8, "the run ended before it could be killed"
+    resumed = tiny.run(arguments)
+    assert f"resume    step {max(steps)}" in resumed.stdout
+    expected, got = tiny.parameters(whole, 8), tiny.parameters(tmp_path, 8)
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(got[name], value, err_msg=name)
+    assert tiny.losses(tmp_path) == tiny.losses(whole)  # no step missing, none twice
+
+
+def test_sigterm_saves_and_exits_cleanly(data, tmp_path):
+    arguments = tiny.command(data, tmp_path, total_steps=100000, checkpoint_every_steps=0)
+    with subprocess.Popen(
+        arguments, cwd=tiny.REPOSITORY, env=tiny.environment(), stdout=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("step 5/"):
+                process.terminate()
+                break
+        rest = process.stdout.read()
+        assert process.wait(timeout=60) == 0
+    assert "stopped   by SIGTERM after step" in rest
+    saved = [int(path.name) for path in (tmp_path / "checkpoints").glob("[0-9]*")]
+    assert len(saved) == 1
+    assert saved[0] >= 5
+
+
+def test_evaluation_alone_repeats_the_scores(data, finished):
+    _, workdir = finished
+    before = json.loads((workdir / "scores.json").read_text())
+    done = tiny.run(tiny.command(data, workdir, "--mode", "eval", total_steps=8))
+    assert "Scores on" in done.stdout
+    assert json.loads((workdir / "scores.json").read_text()) == before
+
+
+def refuse(arguments, *words):
+    done = tiny.run(arguments, check=False)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr, done.stderr
+    for word in words:
+        assert word in done.stderr, done.stderr
+
+
+def test_other_config_in_the_same_folder(data, finished):
+    _, workdir = finished
+    other = tiny.command(data, workdir, total_steps=8, **{"optimizer.learning_rate": 0.5})
+    refuse(other, "belongs to another config", "optimizer.learning_rate", "0.5")
+
+
+def test_evaluation_of_an_empty_folder(data, tmp_path):
+    refuse(tiny.command(data, tmp_path / "none", "--mode", "eval"), "holds no run")
+
+
+def test_data_that_is_not_prepared(tmp_path):
+    full = ["--config", "configs/imitate.py", "--workdir", str(tmp_path / "run"), "--config.data.dir", str(tmp_path)]
+    refuse(
+        [tiny.sys.executable, "-m", "medvlp_jax.main", *full],
+        "python -m medvlp_jax.prepare mimic_cxr",
+        "configs/imitate.py:demo",
+    )
+
+
+def test_unknown_config_words(data, tmp_path):
+    arguments = tiny.command(data, tmp_path)
+    done = tiny.run([*arguments, "--config.totl_steps=3"], check=False)
+    assert done.returncode != 0
+    assert "totl_steps" in done.stderr
+    done = tiny.run([a.replace(":demo", ":dmeo") for a in arguments], check=False)
+    assert done.returncode != 0
+    assert "Did you mean 'demo'?" in done.stderr
+
+
+def test_loss_that_explodes_names_step_and_terms(data, tmp_path):
+    arguments = tiny.command(data, tmp_path, total_steps=60, **{"optimizer.learning_rate": 1e30})
+    refuse(arguments, "NonFiniteError", "Step ", "is not finite", "learning_rate")

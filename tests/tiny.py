@@ -1,0 +1,109 @@
+"""A run that fits a test: a few phantoms, a text tower of random weights, a narrow trunk."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+STUDIES = {"train_studies": 40, "validation_studies": 12, "test_studies": 12}
+
+
+def make_data(folder: Path) -> Path:
+    """Prepares the phantoms (64 px) and a text tower under `folder`; returns the data folder."""
+    from medvlp_jax.data import tokenizer
+    from medvlp_jax.encoders.bert import Bert, BertConfig
+    from medvlp_jax.interop import save_bert
+    from medvlp_jax.prepare import prepare
+
+    prepare("cxr_phantom/tiny", folder, size=64, workers=1, progress=False, **STUDIES)
+    words = tokenizer.load("phantom")
+    config = BertConfig(
+        vocab_size=words.vocab_size,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=128,
+        initializer_range=0.5,
+    )
+    ids = np.zeros((1, 4), np.int32)
+    save_bert(folder / "tower", config, jax.jit(Bert(config).init)(jax.random.key(0), ids, ids))
+    words.save(folder / "tower")
+    return folder
+
+
+def overrides(data: Path, **more: object) -> dict[str, object]:
+    """Config fields of a tiny run."""
+    return {
+        "data.dir": str(data),
+        "data.name": "cxr_phantom/tiny",
+        "text.weights": str(data / "tower"),
+        "text.max_length": 64,
+        "image.size": 64,
+        "batch_size": 8,
+        "total_steps": 4,
+        "log_every_steps": 1,
+        "checkpoint_every_steps": 2,
+        "eval_every_steps": 0,
+        "optimizer.warmup_steps": 1,
+        "model.trunk.widths": "(8, 8, 16, 16)",
+        "model.trunk.width": 8,
+        "model.features": 16,
+        "data.threads": 2,
+        **more,
+    }
+
+
+def command(data: Path, workdir: Path, *flags: str, arg: str = "demo", **more: object) -> list[str]:
+    """The command line of a tiny run."""
+    fields = [f"--config.{name}={value}" for name, value in overrides(data, **more).items()]
+    config = ["--config", f"configs/imitate.py:{arg}", "--workdir", str(workdir)]
+    return [sys.executable, "-m", "medvlp_jax.main", *config, *fields, *flags]
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    """Environment of a subprocess with simulated devices; the low optimisation level makes compiling cheap."""
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        # Runs of one test session compile the same steps again and again.
+        "JAX_COMPILATION_CACHE_DIR": str(
+            Path(tempfile.gettempdir()) / f"medvlp-jax-tests-{os.getppid()}-{os.getpid()}"
+        ),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
+    }
+
+
+def run(args: list[str], devices: int = 1, check: bool = True) -> subprocess.CompletedProcess:
+    """Runs a command in the repository; on failure shows its output."""
+    done = subprocess.run(
+        args, cwd=REPOSITORY, env=environment(devices), capture_output=True, text=True, timeout=300, check=False
+    )
+    if check and done.returncode:
+        raise AssertionError(f"{' '.join(args)}\nended with {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    """Step -> training loss."""
+    lines = (json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line["loss"] for line in lines if "gradient_norm" in line}
+
+
+def parameters(workdir: Path, step: int) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint by path, as NumPy."""
+    from medvlp_jax.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    tree = checkpoints.restore_arrays(step)
+    checkpoints.close()
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path): np.asarray(value) for path, value in flat}
