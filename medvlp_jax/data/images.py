@@ -160,7 +160,9 @@ def _read_dicom(data: bytes, frame: int | None, colour: str) -> np.ndarray:
             short = "bytes" in str(error) or "length" in str(error)
             raise ImageError("truncated_image" if short else "unreadable_image", "DICOM pixel data") from error
         except Exception as error:  # a compressed syntax without its decoder, a broken stream
-            raise ImageError("unreadable_image", f"DICOM pixel data: {type(error).__name__}") from error
+            syntax = header.file_meta.TransferSyntaxUID
+            hint = "; its decoder may be missing (pylibjpeg, gdcm)" if syntax.is_compressed else ""
+            raise ImageError("unreadable_image", f"DICOM pixel data, {syntax.name}{hint}") from error
         if int(header.get("NumberOfFrames") or 1) > 1:
             if frame is None:
                 raise ImageError("multi_frame", f"{header.NumberOfFrames} frames; choose one with frame=")
