@@ -1,6 +1,7 @@
 """Checkpoints of a run: Orbax, asynchronous, atomic, with what a resume must know beside the arrays."""
 
 import errno
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
+
+# What a finished local step folder holds. A copy or a deletion that was cut short leaves some of it out.
+PARTS = ("_CHECKPOINT_METADATA", "meta/metadata", "state/_METADATA")
 
 
 class CheckpointError(RuntimeError):
@@ -21,21 +26,34 @@ class Checkpoints:
     Each step holds `state` (any pytree of arrays, restored onto the shardings it is asked for, so another device count
     is fine) and `meta` (a small JSON dict: data position as a global example count, clock, method, sizes).
 
-    Args: folder: created when missing. keep: number of newest steps that stay.
+    Args:
+      folder: created when missing.
+      keep: number of newest steps that stay. None opens the folder for reading only and changes nothing in it, so that
+        a run may be looked at while it writes; opened for writing, leftovers of unfinished saves are cleared away.
+    Raises: ValueError for `keep` below 1.
     """
 
-    def __init__(self, folder: str | Path, *, keep: int = 3):
+    def __init__(self, folder: str | Path, *, keep: int | None = None):
+        if keep is not None and keep < 1:
+            raise ValueError(f"keep_checkpoints={keep} would keep none. Use 1 or more.")
         self.folder = epath.Path(folder)
+        self._remote = "://" in str(folder)
         self._keep = keep
         self._manager: ocp.CheckpointManager | None = None
 
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
+            writes = self._keep is not None
+            if writes and jax.process_index() == 0:
+                self._set_unfinished_aside()
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=self._keep, create=True, enable_async_checkpointing=True, cleanup_tmp_directories=True
+                max_to_keep=self._keep,
+                create=writes,
+                enable_async_checkpointing=True,
+                cleanup_tmp_directories=writes,
             )
             self._manager = ocp.CheckpointManager(
-                self.folder if "://" in str(self.folder) else self.folder.resolve(),
+                self.folder if self._remote else self.folder.resolve(),
                 options=options,
                 item_handlers={"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
             )
@@ -43,27 +61,52 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """The newest complete step, or None."""
-        return self._open().latest_step()
+        return max(self.all_steps(), default=None)
 
     def all_steps(self) -> list[int]:
         """Complete steps, oldest first."""
-        return sorted(self._open().all_steps())
+        if self._keep is None and not self.folder.exists():
+            return []
+        return sorted(step for step in self._open().all_steps() if self._complete(step))
+
+    def _complete(self, step: int) -> bool:
+        # Object stores have no atomic renames: there Orbax itself leaves out what was not committed.
+        return self._remote or all((self.folder / str(step) / part).exists() for part in PARTS)
+
+    def _set_unfinished_aside(self) -> None:
+        if self._remote or not self.folder.exists():
+            return
+        for path in self.folder.iterdir():
+            if path.name.isdigit() and not self._complete(int(path.name)):
+                aside = next(name for n in itertools.count() if not (name := _aside(path, n)).exists())
+                path.rename(aside)
+                logging.warning("Checkpoint %s is not complete; it is now called %s and not used.", path, aside.name)
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         """Starts writing `step`; returns once the arrays are copied, the rest happens in the background.
 
-        Raises: CheckpointError when the disk is full or not writable, also for a save that started earlier.
+        A step that is there already stays as it is.
+
+        Raises: CheckpointError when the disk is full or not writable, also for a save that started earlier; when the
+          folder is open for reading only, or holds a later step.
         """
+        if self._keep is None:
+            raise CheckpointError(f"{self.folder} is open for reading only. Use Checkpoints(folder, keep=3) to save.")
         manager = self._open()
         if step in manager.all_steps():
             return
         try:
-            manager.save(
+            started = manager.save(
                 step,
                 args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta)),
             )
         except Exception as error:
             raise self._write_error(step, error) from error
+        if not started:
+            raise CheckpointError(
+                f"The checkpoint of step {step} was not written: {self.folder} holds the later step "
+                f"{manager.latest_step()}. Use another --workdir, or remove the later steps."
+            )
 
     def wait(self) -> None:
         """Blocks until everything is on disk. Raises: CheckpointError as `save`."""
@@ -77,17 +120,18 @@ class Checkpoints:
         return self._open().reached_preemption(step)
 
     def meta(self, step: int) -> dict[str, Any]:
-        """The JSON part of a step."""
-        return self._open().restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        """The JSON part of a step. Raises: CheckpointError when the step is not there or not readable."""
+        return self._read(step, meta=ocp.args.JsonRestore()).meta
 
     def restore(self, step: int, target: Any) -> Any:
         """The state of `step`, in the structure, dtypes and shardings of `target` (arrays or ShapeDtypeStructs).
 
-        Raises: CheckpointError naming the entries that differ when the checkpoint holds another model.
+        Raises: CheckpointError naming the entries that differ when the checkpoint holds another model, or when the step
+          is not there or not readable.
         """
         self._check_structure(step, target)
         args = ocp.args.PyTreeRestore(item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target))
-        return self._open().restore(step, args=ocp.args.Composite(state=args)).state
+        return self._read(step, state=args).state
 
     def restore_partial(self, step: int, target: Any) -> Any:
         """As `restore`, for a target that names only some of the entries (parameters without optimizer, say)."""
@@ -97,15 +141,13 @@ class Checkpoints:
             restore_args=ocp.checkpoint_utils.construct_restore_args(target),
             partial_restore=True,
         )
-        return self._open().restore(step, args=ocp.args.Composite(state=args)).state
+        return self._read(step, state=args).state
 
     def restore_arrays(self, step: int) -> Any:
         """The whole state of `step` as nested dicts of NumPy arrays, without a model: to inspect or convert it."""
         stored = self._tree(step)
         args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
-        return (
-            self._open().restore(step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=args))).state
-        )
+        return self._read(step, state=ocp.args.PyTreeRestore(restore_args=args)).state
 
     def close(self) -> None:
         """Waits for pending saves and releases the folder."""
@@ -138,8 +180,26 @@ class Checkpoints:
             raise CheckpointError("\n".join(lines))
 
     def _tree(self, step: int) -> Any:
+        self._require(step)
         stored = self._open().item_metadata(step).state
         return getattr(stored, "tree", stored)
+
+    def _require(self, step: int) -> None:
+        known = self.all_steps()
+        if step not in known:
+            shown = ", ".join(map(str, known)) or "none"
+            raise CheckpointError(f"{self.folder} holds no complete checkpoint of step {step}. Known steps: {shown}.")
+
+    def _read(self, step: int, **args: Any) -> Any:
+        self._require(step)
+        try:
+            return self._open().restore(step, args=ocp.args.Composite(**args))
+        except Exception as error:
+            earlier = [known for known in self.all_steps() if known < step]
+            advice = f"Remove that folder to go on from step {earlier[-1]}." if earlier else "No earlier step is left."
+            raise CheckpointError(
+                f"The checkpoint {self.folder / str(step)} cannot be read: {type(error).__name__}: {error}\n{advice}"
+            ) from error
 
     def _write_error(self, step: int | None, error: BaseException) -> CheckpointError:
         which = "A checkpoint" if step is None else f"The checkpoint of step {step}"
@@ -162,6 +222,10 @@ def disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _aside(path: epath.Path, number: int) -> epath.Path:
+    return path.with_name(f"{path.name}.unfinished" + (f".{number}" if number else ""))
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
