@@ -112,9 +112,14 @@ def split_generators(
     staging = getattr(builder, "staging", None) or Staging()
     staging.rejections.extend(plan.rejections)
     staging.provenance.update(plan.provenance)
+    jobs = {
+        split: _jobs(split, items, make_examples, builder.builder_config, staging)
+        for split, items in plan.splits.items()
+    }
+    _finish([job for of_split in jobs.values() for job in of_split], make_examples, builder.builder_config, staging)
     generators = {}
-    for split, items in plan.splits.items():
-        examples = staged_examples(split, items, make_examples, builder.builder_config, staging)
+    for split, of_split in jobs.items():
+        examples = _examples(split, of_split, make_examples, builder.builder_config, staging)
         first = next(examples, None)
         if first is not None:
             generators[split] = _chain(first, examples)
@@ -142,15 +147,58 @@ def staged_examples(
     """Yields the examples of `items` in order. All chunks are finished before the first example comes out.
 
     Rejections and raw-id rows are appended to `staging` while the examples are read.
-    Raises: RuntimeError when a worker process dies or `make_examples` fails; finished chunks stay.
+    Raises: RuntimeError when a worker process dies, and what `make_examples` raises; finished chunks stay.
     """
-    items = list(items)
-    chunks = [items[start : start + staging.chunk] for start in range(0, len(items), staging.chunk)]
+    jobs = _jobs(split, items, make_examples, config, staging)
+    _finish(jobs, make_examples, config, staging)
+    yield from _examples(split, jobs, make_examples, config, staging)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """One chunk of work items, where it goes, and the fingerprint of everything that decides its content."""
+
+    path: Path
+    fingerprint: str
+    items: list[Any]
+
+
+def _jobs(split: str, items: Sequence[Any], make_examples: MakeExamples, config: Any, staging: Staging) -> list[_Job]:
+    base = json.dumps([FORMAT, config_dict(config), code_digest(make_examples)], sort_keys=True, default=str)
+    items, jobs = list(items), []
+    for number, start in enumerate(range(0, len(items), staging.chunk)):
+        chunk = items[start : start + staging.chunk]
+        content = base + json.dumps(chunk, sort_keys=True, default=str)
+        path = (staging.directory or Path()) / f"{split}-{number:06d}.msgpack"
+        jobs.append(_Job(path, hashlib.sha256(content.encode()).hexdigest(), chunk))
+    return jobs
+
+
+def _finish(jobs: list[_Job], make_examples: MakeExamples, config: Any, staging: Staging) -> None:
+    """Makes every chunk file that is not there yet, of all splits at once."""
+    from tqdm import tqdm
+
     if staging.directory is None:
-        payloads: Iterable[dict[str, Any]] = (_make(chunk, make_examples, config) for chunk in chunks)
-    else:
-        payloads = _staged_payloads(split, chunks, make_examples, config, staging)
-    for payload in payloads:
+        return
+    staging.directory.mkdir(parents=True, exist_ok=True)
+    todo = [job for job in jobs if _read(job) is None]
+    staging.reused += len(jobs) - len(todo)
+    staging.made += len(todo)
+    total, left = (sum(len(job.items) for job in some) for some in (jobs, todo))
+    with tqdm(total=total, initial=total - left, unit="item", disable=not staging.progress, leave=False) as bar:
+        for size in _run(todo, make_examples, config, staging.workers):
+            bar.update(size)
+
+
+def _examples(
+    split: str, jobs: list[_Job], make_examples: MakeExamples, config: Any, staging: Staging
+) -> Iterator[Example]:
+    for job in jobs:
+        payload = _make(job.items, make_examples, config) if staging.directory is None else _read(job)
+        if payload is None:
+            raise RuntimeError(
+                f"The staged file {job.path} changed while it was being used. Run the same command again."
+            )
         staging.rejections.extend(
             Rejection(reason, row=row, item=item, detail=detail) for reason, row, item, detail in payload["rejections"]
         )
@@ -159,33 +207,6 @@ def staged_examples(
             if source is not None:
                 staging.sources.append({"split": split, **source})
             yield key, example
-
-
-def _staged_payloads(
-    split: str, chunks: list[list[Any]], make_examples: MakeExamples, config: Any, staging: Staging
-) -> Iterator[dict[str, Any]]:
-    from tqdm import tqdm
-
-    assert staging.directory is not None
-    staging.directory.mkdir(parents=True, exist_ok=True)
-    base = json.dumps([FORMAT, config_dict(config), code_digest(make_examples)], sort_keys=True, default=str)
-    paths = [staging.directory / f"{split}-{number:06d}.msgpack" for number in range(len(chunks))]
-    prints = [
-        hashlib.sha256((base + json.dumps(chunk, sort_keys=True, default=str)).encode()).hexdigest() for chunk in chunks
-    ]
-    todo = [n for n, (path, want) in enumerate(zip(paths, prints, strict=True)) if _read(path, want) is None]
-    staging.reused += len(chunks) - len(todo)
-    staging.made += len(todo)
-    total = sum(len(chunk) for chunk in chunks)
-    ready = total - sum(len(chunks[n]) for n in todo)
-    with tqdm(total=total, initial=ready, desc=split, unit="item", disable=not staging.progress, leave=False) as bar:
-        for size in _run([(paths[n], prints[n], chunks[n]) for n in todo], make_examples, config, staging.workers):
-            bar.update(size)
-    for path, want in zip(paths, prints, strict=True):
-        payload = _read(path, want)
-        if payload is None:
-            raise RuntimeError(f"The staged file {path} changed while it was being used. Run the same command again.")
-        yield payload
 
 
 def _run(
@@ -226,10 +247,9 @@ def _start_worker() -> None:
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
-def _stage_chunk(job: tuple[Path, str, list[Any]], *, make_examples: MakeExamples, config: Any) -> int:
-    path, fingerprint, chunk = job
-    _write(path, {"fingerprint": fingerprint, **_make(chunk, make_examples, config)})
-    return len(chunk)
+def _stage_chunk(job: _Job, *, make_examples: MakeExamples, config: Any) -> int:
+    _write(job.path, {"fingerprint": job.fingerprint, **_make(job.items, make_examples, config)})
+    return len(job.items)
 
 
 def _make(chunk: list[Any], make_examples: MakeExamples, config: Any) -> dict[str, Any]:
@@ -287,16 +307,16 @@ def _write(path: Path, payload: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _read(path: Path, fingerprint: str) -> dict[str, Any] | None:
+def _read(job: _Job) -> dict[str, Any] | None:
     """The chunk, or None when it is absent, damaged, or was made from other inputs."""
     try:
-        data = path.read_bytes()
+        data = job.path.read_bytes()
     except FileNotFoundError:
         return None
     if hashlib.sha256(data[32:]).digest() != data[:32]:
         return None
     payload = msgpack.unpackb(data[32:], ext_hook=_unpack, raw=False, strict_map_key=False)
-    return payload if payload["fingerprint"] == fingerprint else None
+    return payload if payload["fingerprint"] == job.fingerprint else None
 
 
 def _pack(value: Any) -> msgpack.ExtType:
