@@ -1,5 +1,8 @@
 """Sentence splitting. All texts are invented."""
 
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -101,3 +104,23 @@ def test_simple_loses_only_blanks_and_list_markers(text):
 def test_every_rule_takes_any_text(text):
     for rule in RULES:
         assert all(sentence.strip() for sentence in split_sentences(text, rule))
+
+
+REAL = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "iu_xray_reports" / "reports.jsonl"
+
+
+def test_real_reports_lose_no_letter():
+    if not REAL.exists():
+        pytest.skip("the Open-i reports are not beside the repository")
+    count, changed = 0, []
+    for row in REAL.read_text(encoding="utf-8").splitlines():
+        report = json.loads(row)
+        for section in ("findings", "impression"):
+            text = report[section] or ""
+            found = split_sentences(text)
+            count += len(found)
+            letters = [character for character in " ".join(found) if character.isalpha()]
+            if letters != [character for character in text if character.isalpha()]:
+                changed.append(report["uid"])
+    assert count == 22838
+    assert changed == []
