@@ -7,10 +7,10 @@ Without data: python -m medvlp_jax.main --config configs/imitate.py:demo --workd
 Own folder:   python -m medvlp_jax.main --config configs/imitate.py:data=image_report_folder,small --workdir runs/own
 
 Arguments (comma separated behind the colon):
-  demo             the embedded data set and sizes that two CPU cores train in minutes
+  demo             the embedded data set, unless another is named, and sizes that two CPU cores train in minutes
   small            the demo's narrow trunk and text tower on any data set, for small data or small machines
   preset=released  what the public code computed; preset=fixed (default) what a careful engineer would do
-  data=NAME        a data set made by `python -m medvlp_jax.prepare`
+  data=NAME        a data set made by `python -m medvlp_jax.prepare` (default mimic_cxr)
 """
 
 from configs import common
@@ -20,20 +20,18 @@ PRESETS = ("fixed", "released")
 
 def get_config(arg=None):
     """The locked config of one run."""
-    arg = common.parse_arg(arg, demo=False, small=False, preset="fixed", data="mimic_cxr")
+    arg = common.parse_arg(arg, demo=False, small=False, preset="fixed", data="")
     common.choose("preset", arg.preset, PRESETS)
     config = common.base()
     config.method = "imitate"
     config.preset = arg.preset
-    config.data.name = arg.data
+    config.data.name = arg.data or ("cxr_phantom" if arg.demo else "mimic_cxr")
     model(config)
     recipe(config)
     if arg.preset == "released":
         released(config)
     if arg.demo or arg.small:
         small(config)
-    if arg.demo:
-        config.data.name = "cxr_phantom"
     return config.lock()
 
 
