@@ -19,7 +19,8 @@ def schedule(config: Any, total_steps: int) -> optax.Schedule:
       (torch `CosineAnnealingWarmRestarts(T_mult=2)`).
     constant: after the warm-up.
 
-    Raises: ValueError for an unknown name, warm-up longer than the run, or warm restarts without `restart_steps`.
+    Raises: ValueError for an unknown name, warm-up longer than the run, or warm restarts without `restart_steps` or
+      with a warm-up.
     """
     peak, final = config.learning_rate, config.final_learning_rate
     if config.schedule not in SCHEDULES:
@@ -30,10 +31,15 @@ def schedule(config: Any, total_steps: int) -> optax.Schedule:
             f"Set --config.optimizer.warmup_steps={total_steps // 10}."
         )
     if config.schedule == "warm_restarts":
+        if config.warmup_steps:
+            raise ValueError(
+                f"optimizer.warmup_steps={config.warmup_steps} has no place in warm_restarts. Set it to 0, or choose "
+                "optimizer.schedule='cosine'."
+            )
         return _warm_restarts(peak, final, config.restart_steps)
     warmup = optax.linear_schedule(0.0, peak, config.warmup_steps)
     if config.schedule == "cosine":
-        rest = optax.cosine_decay_schedule(peak, total_steps - config.warmup_steps, alpha=final / peak)
+        rest = optax.cosine_decay_schedule(peak, total_steps - config.warmup_steps, alpha=final / peak if peak else 0.0)
     else:
         rest = optax.constant_schedule(peak)
     return optax.join_schedules([warmup, rest], [config.warmup_steps])
@@ -45,12 +51,15 @@ def _warm_restarts(peak: float, final: float, first: int) -> optax.Schedule:
             f"optimizer.restart_steps={first}: warm_restarts needs the length of the first cycle in steps."
         )
 
+    # Cycle c starts at first * (2**c - 1) and lasts first * 2**c. Integers: a logarithm restarts steps too early.
+    starts = [start for c in range(31) if (start := first * (2**c - 1)) < 2**31]
+
     def rate(step):
-        # Cycle c starts at first * (2**c - 1) and lasts first * 2**c.
-        step = jnp.asarray(step, jnp.float32)
-        cycle = jnp.floor(jnp.log2(step / first + 1.0) + 1e-6)
-        start, length = first * (2.0**cycle - 1.0), first * 2.0**cycle
-        return final + (peak - final) * 0.5 * (1.0 + jnp.cos(math.pi * (step - start) / length))
+        starts_C = jnp.asarray(starts, jnp.int32)
+        step = jnp.asarray(step, jnp.int32)
+        cycle = jnp.searchsorted(starts_C, step, side="right") - 1
+        part = (step - starts_C[cycle]).astype(jnp.float32) / (first * 2.0**cycle)
+        return final + (peak - final) * 0.5 * (1.0 + jnp.cos(math.pi * part))
 
     return rate
 
@@ -72,7 +81,12 @@ def decay_mask(params: Any, rule: str) -> Any:
 
 
 def optimizer(config: Any, total_steps: int) -> optax.GradientTransformation:
-    """AdamW with optional clipping by global norm (`clip_norm=0` is off), for `config.optimizer`."""
+    """AdamW with optional clipping by global norm (`clip_norm=0` is off), for `config.optimizer`.
+
+    Raises: ValueError as `schedule`, or for a negative `clip_norm`.
+    """
+    if config.clip_norm < 0:
+        raise ValueError(f"optimizer.clip_norm={config.clip_norm} is negative. Use a positive norm, or 0 for none.")
     adamw = optax.adamw(
         schedule(config, total_steps),
         b1=config.betas[0],
