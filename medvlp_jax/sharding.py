@@ -26,8 +26,12 @@ def initialize_processes() -> None:
 
     Reads JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID (as `launch/local_multiprocess.sh` sets them);
     on Slurm and on TPU slices with several hosts JAX finds them itself.
-    Raises: ValueError when only some of the three variables are set.
+    Does nothing when they are joined already.
+
+    Raises: ValueError when only some of the three variables are set, or the numbers make no sense.
     """
+    if jax.distributed.is_initialized():
+        return
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     given = [name for name in names if os.environ.get(name)]
     if given and len(given) < len(names):
@@ -35,6 +39,11 @@ def initialize_processes() -> None:
         raise ValueError(f"{', '.join(given)} set, but {missing} missing: a multi-process run needs all three.")
     if given:
         address, count, index = (os.environ[name] for name in names)
+        if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
+            raise ValueError(
+                f"JAX_NUM_PROCESSES={count!r}, JAX_PROCESS_ID={index!r}: whole numbers, the id from 0 to the number of "
+                "processes minus 1."
+            )
         jax.distributed.initialize(address, num_processes=int(count), process_id=int(index))
     elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
         jax.distributed.initialize()
@@ -65,7 +74,8 @@ def check_batch(batch_size: int, mesh: Mesh, name: str = "batch_size") -> None:
     """Raises: ValueError unless `batch_size` splits evenly over the devices of the mesh."""
     count = mesh.devices.size
     if batch_size < 1 or batch_size % count:
-        below, above = batch_size // count * count, (batch_size // count + 1) * count
+        below = max(batch_size // count, 0) * count
+        above = below + count
         nearest = f"{below} or {above}" if below else f"{above}"
         raise ValueError(
             f"{name}={batch_size} is not divisible by the {count} devices on mesh axes "
