@@ -49,7 +49,8 @@ def claim_workdir(config: Any, workdir: Path, *, write: bool = True) -> None:
     """
     path = Path(workdir) / "config.json"
     current = json.loads(json.dumps(flat(config)))
-    started = any((Path(workdir) / "checkpoints").glob("[0-9]*"))  # before its first checkpoint a run has no past
+    # Before its first checkpoint a run has no past.
+    started = any(entry.name.isdigit() for entry in (Path(workdir) / "checkpoints").glob("*"))
     if path.exists() and started:
         stored = json.loads(path.read_text(encoding="utf-8"))
         differ = [
