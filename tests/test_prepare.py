@@ -147,6 +147,17 @@ def test_full_disk(tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.rglob("*.array_record*"))
 
 
+def test_dead_worker(tmp_path, capsys, monkeypatch):
+    def dies(jobs, make_examples, config, workers):
+        from concurrent.futures.process import BrokenProcessPool
+
+        raise RuntimeError("A worker process died: ...") from BrokenProcessPool()
+
+    monkeypatch.setattr(staging, "_run", dies)
+    assert prepare.main([*FOLDER, "--data_dir", str(tmp_path)]) == 1
+    assert "PrepareError: A worker process died" in capsys.readouterr().err
+
+
 SLOW_SET = """
 import time
 import tensorflow_datasets as tfds

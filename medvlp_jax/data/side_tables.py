@@ -1,0 +1,130 @@
+"""What lies beside the records of a built data set: counts, rejected rows, raw ids."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from medvlp_jax.data.labels import ABSENT, CHEXPERT_LABELS, PRESENT, UNCERTAIN
+from medvlp_jax.data.records import RecordSource, hashed_id
+from medvlp_jax.data.staging import Staging, count_reasons
+
+
+def write_rejected_and_ids(folder: Path, staging: Staging) -> None:
+    """`rejected.csv` (row, reason, item, detail) and `ids.csv` (raw ids, hashes, file, checksum) of a finished build.
+
+    Raises: ValueError when two raw ids have the same hash.
+    """
+    with open(folder / "rejected.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["row", "reason", "item", "detail"])
+        for rejection in sorted(staging.rejections, key=lambda r: (r.row, r.item, r.reason)):
+            row = "" if rejection.row < 0 else rejection.row
+            writer.writerow([row, rejection.reason, rejection.item, rejection.detail])
+    raw_of: dict[tuple[str, int], str] = {}
+    kinds = ("patient_id", "study_id", "image_id")
+    with open(folder / "ids.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["split", *kinds, *(f"{kind}_hash" for kind in kinds), "file", "sha256"])
+        for source in sorted(staging.sources, key=lambda source: source["split"]):  # stable: rows keep their order
+            hashes = []
+            for kind in kinds:
+                hashes.append(hashed_id(source[kind]))
+                if raw_of.setdefault((kind, hashes[-1]), source[kind]) != source[kind]:
+                    raise ValueError(f"Two different {kind} values hash to {hashes[-1]}; rename one of them.")
+            raw = [source[kind] for kind in kinds]
+            writer.writerow([source["split"], *raw, *hashes, source.get("file", ""), source.get("sha256", "")])
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Sorted, indented JSON, put in place in one step."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _count_split(source: RecordSource, split: str, progress: bool) -> dict[str, Any]:
+    from tqdm import tqdm
+
+    studies, patients = set(), set()
+    totals = dict.fromkeys(("has_findings", "has_impression", "with_boxes", "with_masks", "public"), 0)
+    labels = {name: dict.fromkeys(("present", "absent", "uncertain"), 0) for name in CHEXPERT_LABELS}
+    order = tqdm(range(len(source)), desc=f"checking {split}", unit="record", disable=not progress, leave=False)
+    for record in (source[index] for index in order):
+        studies.add(int(record["study_id"]))
+        patients.add(int(record["patient_id"]))
+        totals["has_findings"] += bool(record["has_findings"])
+        totals["has_impression"] += bool(record["has_impression"])
+        totals["with_boxes"] += len(record["boxes"]["finding"]) > 0
+        totals["with_masks"] += len(record["masks"]["finding"]) > 0
+        totals["public"] += bool(record["public"])
+        for name, state in zip(CHEXPERT_LABELS, record["labels"], strict=True):
+            for word, value in (("present", PRESENT), ("absent", ABSENT), ("uncertain", UNCERTAIN)):
+                labels[name][word] += int(state) == value
+    return {
+        "records": len(source),
+        "studies": len(studies),
+        "patients": len(patients),
+        **totals,
+        "labels": labels,
+        "_patients": patients,
+    }
+
+
+def _shared_patients(splits: dict[str, dict[str, Any]]) -> int:
+    seen: set[int] = set()
+    shared: set[int] = set()
+    for counts in splits.values():
+        patients = counts.pop("_patients")
+        shared |= seen & patients
+        seen |= patients
+    return len(shared)
+
+
+def table(counts: Mapping[str, Any]) -> str:
+    """The content of a `counts.json` as an aligned text table."""
+    splits = counts["splits"]
+    rows = [["", *splits]]
+    for name in (
+        "records",
+        "studies",
+        "patients",
+        "has_findings",
+        "has_impression",
+        "with_boxes",
+        "with_masks",
+        "public",
+    ):
+        rows.append([name, *(str(split[name]) for split in splits.values())])
+    for label in CHEXPERT_LABELS:
+        states = [split["labels"][label] for split in splits.values()]
+        if any(sum(state.values()) for state in states):
+            rows.append([label, *(f"{s['present']} +  {s['absent']} -  {s['uncertain']} ?" for s in states)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *cells]))
+    if len(rows) > 9:
+        lines.append("(labels: present +, absent -, uncertain ?; the rest is not mentioned)")
+    rejected = counts["rejected"]
+    lines.append(
+        f"Rejected: {sum(rejected.values())}" + "".join(f"\n  {reason}: {n}" for reason, n in rejected.items())
+    )
+    if counts["patients_in_two_splits"]:
+        lines.append(f"WARNING: {counts['patients_in_two_splits']} patients occur in more than one split.")
+    return "\n".join(lines)
+
+
+def count_all(sources: Mapping[str, RecordSource], staging: Staging, progress: bool = False) -> dict[str, Any]:
+    """The content of `counts.json`; reads every record back.
+
+    Returns: {"splits": {split: numbers}, "rejected": {reason: number}, "patients_in_two_splits": number}.
+    """
+    splits = {split: _count_split(source, split, progress) for split, source in sources.items()}
+    shared = _shared_patients(splits)
+    return {"splits": splits, "rejected": count_reasons(staging.rejections), "patients_in_two_splits": shared}
