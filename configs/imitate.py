@@ -80,7 +80,7 @@ def recipe(config):
     config.image.augment = (
         "decode|views({views}, size={size}, crop_from=256, rotate=30, perspective=0.5, autocontrast=0.5)"
     )
-    config.image.evaluate = "decode|center({size})"
+    config.image.evaluate = "decode|center({size}, crop_from=256)"
 
 
 def released(config):
@@ -117,6 +117,7 @@ def small(config):
     config.image.mean = (0.5,)
     config.image.std = (0.25,)
     config.image.augment = "decode|views({views}, size={size}, rotate=6, zoom=(0.93, 1.07), shift=0.035, contrast=0.2)"
+    config.image.evaluate = "decode|center({size})"
     config.text.weights = "auto"
     config.text.pooling = "mean"
     config.text.max_length = 128

@@ -112,20 +112,28 @@ def score_run(
 
 
 def format_scores(scores: dict[str, Any]) -> list[str]:
-    """The scores as lines of a table: trained, random init, chance."""
+    """The scores as a table for people: retrieval beside random init and chance, then the loss."""
     trained, random_init = scores["trained"], scores["random_init"]
-    lines = [
-        "",
-        f"Scores on {scores['examples']} records of {scores['data']}/{scores['split']}, step {scores['step']}",
-        f"{'':44s}{'trained':>10s}{'random init':>13s}{'chance':>9s}",
-    ]
-    for name, value in trained.items():
-        if "chance" in name:
-            continue
-        chance = trained.get(name.replace("_R@", "_chance_R@")) if "_R@" in name else None
-        chance_text = f"{chance:9.1f}" if chance is not None else ""
-        lines.append(f"{name:44s}{value:10.4g}{random_init.get(name, np.nan):13.4g}{chance_text}")
-    lines.append("(recall in percent; candidates are distinct texts; random init is the same model before training)")
+    lines = ["", f"Scores on {scores['examples']} records of {scores['data']}/{scores['split']}, step {scores['step']}"]
+    pools = [name.removesuffix("/texts") for name in trained if name.endswith("/texts")]
+    if pools:
+        lines.append(f"{'retrieval, percent':38s}{'trained':^23s}{'random init':^15s}{'chance':^15s}median rank")
+        lines.append(f"{'':38s}{'R@1':>7s}{'R@5':>7s}{'R@10':>7s}{'R@10':>12s}{'R@10':>14s}{'':6s}trained / random")
+    for pool in pools:
+        section = pool.removeprefix("retrieval/")
+        images, texts = int(trained[f"{pool}/images"]), int(trained[f"{pool}/texts"])
+        for direction in ("image_to_text", "text_to_image"):
+            name = f"{pool}/{direction}"
+            arrow = f"image -> {section}" if direction == "image_to_text" else f"{section} -> image"
+            recalls = "".join(f"{trained[f'{name}_R@{k}']:7.1f}" for k in (1, 5, 10))
+            lines.append(
+                f"{arrow:22s}{f'({images} x {texts})':16s}{recalls}{random_init[f'{name}_R@10']:12.1f}"
+                f"{trained[f'{name}_chance_R@10']:14.1f}{'':6s}"
+                f"{trained[f'{name}_median_rank']:g} / {random_init[f'{name}_median_rank']:g}"
+            )
+    for name in (name for name in trained if name.partition("/")[0] == "loss"):
+        lines.append(f"{name:38s}{trained[name]:21.4g}{random_init.get(name, np.nan):12.4g}")
+    lines.append("(images x distinct texts; random init is the same model before training; all scores: scores.json)")
     return lines
 
 
