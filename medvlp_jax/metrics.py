@@ -7,6 +7,7 @@ are written by tensorboardX.
 import importlib.util
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -64,20 +65,28 @@ class MetricWriter:
 def _drop_lines_after(path: Path, step: int) -> None:
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    kept = [json.dumps(line) + "\n" for line in _whole_lines(path) if line["step"] <= step]
+    part = path.with_suffix(".tmp")
+    part.write_text("".join(kept), encoding="utf-8")
+    part.replace(path)
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:  # a killed run may leave half a line behind
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
+            line = json.loads(text)
+        except ValueError:
             continue
-    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
+    return lines
 
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`, in order."""
+    """The lines of `metrics.jsonl`, in order; without the half line that a killed or writing run may have at its end."""
     path = Path(workdir) / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return _whole_lines(path) if path.exists() else []
 
 
 def _event_writer(workdir: Path) -> Any:
@@ -88,6 +97,9 @@ def _event_writer(workdir: Path) -> Any:
 
 class _CluEvents:
     def __init__(self, workdir: Path):
+        # TensorFlow greets on stderr unless told otherwise before its import.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
         from clu import metric_writers  # imports TensorFlow
 
         self._writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir)))
@@ -120,7 +132,11 @@ class _TensorboardXEvents:
             self._writer.add_images(name, batch, step, dataformats="NHWC")
 
     def hyperparameters(self, values):
-        self._writer.add_hparams(dict(values), {}, name=".")
+        from tensorboardX.summary import hparams
+
+        # `add_hparams` opens a second file, of the same name when that happens within the same second.
+        for summary in hparams(dict(values), {}):
+            self._writer.file_writer.add_summary(summary)
 
     def close(self):
         self._writer.close()
