@@ -25,6 +25,7 @@ def config(preset="fixed", **loss):
 def small_config(preset="fixed"):
     cfg = imitate_config.get_config(f"demo,preset={preset}").unlock()
     cfg.image.size = 64
+    cfg.model.trunk.stage_sizes = (1, 1, 1, 1)
     cfg.model.bn.group_size = cfg.loss.group_size = 4 if preset == "released" else 0
     return cfg.lock()
 
