@@ -97,6 +97,7 @@ def base() -> ConfigDict:
     config.text.weights = ""
     config.text.pooling = "cls"
     config.text.max_length = 256
+    config.text.layers = 0  # keep only the first layers of the tower; 0: all
     config.text.missing = "mask"
     config.text.dtype = "float32"
     # True: frozen vectors are computed once and read from a cache. False: the tower runs inside every step.

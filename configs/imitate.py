@@ -63,7 +63,7 @@ def model(config):
         temperature_text=0.07,
         temperature_view=0.2,
         view_terms=True,
-        prior=dict(kernel="exp", ratio=0.2, mass="batch_invariant", reference_batch=128),
+        prior=dict(kernel="exp", ratio=0.2, mass="batch_invariant", reference_batch=128, centre=False),
         duplicates="mask",
         group_size=0,
         mu_hold=30,
@@ -106,12 +106,13 @@ def released(config):
 
 
 def small(config):
-    """A trunk that two CPU cores train in minutes: ResNet-18 blocks, width 16, last map 6x6."""
-    config.total_steps = 1400
-    config.batch_size = 64
-    config.log_every_steps = 50
-    config.checkpoint_every_steps = 350
-    config.eval_every_steps = 350
+    """A trunk that two CPU cores train in minutes: one ResNet-18 block per stage, width 16, last map 6x6."""
+    config.total_steps = 2000
+    config.batch_size = 32
+    config.log_every_steps = 100
+    config.checkpoint_every_steps = 500
+    config.eval_every_steps = 500
+    config.eval_batch_size = 64
     config.data.threads = 2
     config.image.size = 96
     config.image.mean = (0.5,)
@@ -121,12 +122,14 @@ def small(config):
     config.text.weights = "auto"
     config.text.pooling = "mean"
     config.text.max_length = 128
+    config.text.layers = 3
     config.model.dtype = "float32"
     config.model.trunk.update(
         dict(
             depth="18",
             width=16,
-            stem="space_to_depth",
+            stem="stride4",
+            stage_sizes=(1, 1, 1, 1),
             widths=(16, 32, 64, 64),
             strides=(1, 2, 2, 1),
             in_channels=1,
@@ -134,13 +137,15 @@ def small(config):
         )
     )
     config.model.trunk.weights = ""
-    config.model.read.update(dict(keep=(0.5, 0.5, 0.5, 0.5), grid=12, tokens=96, hidden=128))
+    config.model.read.update(dict(keep=(0.5, 0.5, 0.5, 0.5), grid=6, tokens=96, hidden=128))
     config.model.features = 128
     config.model.diagnosis_hidden = 128
     config.model.text_hidden = 256
     config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_steps = 50
+    config.loss.prior.update(dict(reference_batch=32, centre=True))
     if config.preset == "released":
-        config.loss.group_size = 64
-        config.model.bn.group_size = 64
+        config.loss.group_size = 32
+        config.model.bn.group_size = 32
+        config.loss.prior.centre = False
         config.optimizer.warmup_steps = 0

@@ -133,6 +133,7 @@ def _text_tower(config: Any, say) -> text_tower.TextTower:
         max_length=config.text.max_length,
         data_dir=config.data.dir,
         data=config.data.name,
+        layers=config.text.layers,
         dtype=config.text.dtype,
     )
 

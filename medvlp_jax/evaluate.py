@@ -111,6 +111,15 @@ def score_run(
     return scores
 
 
+def brief(scores: dict[str, float]) -> str:
+    """One line for the log while training: the loss, and R@10 from image to text beside chance."""
+    parts = [f"loss {scores['loss']:.4g}"] if "loss" in scores else []
+    for pool in (name.removesuffix("/texts") for name in scores if name.endswith("/texts")):
+        hit, chance = (scores[f"{pool}/image_to_text_{which}R@10"] for which in ("", "chance_"))
+        parts.append(f"{pool.removeprefix('retrieval/')} R@10 {hit:.1f} % (chance {chance:.1f})")
+    return "  ".join(parts)
+
+
 def format_scores(scores: dict[str, Any]) -> list[str]:
     """The scores as a table for people: retrieval beside random init and chance, then the loss."""
     trained, random_init = scores["trained"], scores["random_init"]

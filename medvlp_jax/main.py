@@ -17,6 +17,10 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.WARNING)
+    from medvlp_jax import host_memory
+
+    if host_memory.cpu_only():
+        host_memory.keep_freed_memory()
     from medvlp_jax.checkpoint import CheckpointError
     from medvlp_jax.metrics import NonFiniteError
 

@@ -38,7 +38,7 @@ from medvlp_jax.optim import decay_mask
 from medvlp_jax.text_tower import PHANTOM, tower_folder
 
 STEPS = 500
-SHAPE = dict(hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=512)
+SHAPE = dict(hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=512)
 POSITIONS = 256
 VOCABULARY = 2000  # pieces, for data sets without a packaged vocabulary
 QUANTILES = (0.3, 0.6, 0.9, 1.0)  # of the texts' lengths: the lengths of batches, one compilation each

@@ -87,6 +87,7 @@ def load(
     max_length: int,
     data_dir: str | Path,
     data: str = "cxr_phantom",
+    layers: int = 0,
     dtype: str = "float32",
 ) -> TextTower:
     """The tower for `config.text`.
@@ -96,6 +97,7 @@ def load(
       pooling: `cls` or `mean`.
       max_length: tokens per section, special ones included; longer texts are cut.
       data_dir, data: the prepared data sets and the one of this run; `auto` and `phantom` look there.
+      layers: keep only this many layers, from the embeddings up; 0 keeps all.
       dtype: compute type of the tower.
     Raises: FileNotFoundError or ValueError saying what is missing and the command that helps.
     """
@@ -106,7 +108,7 @@ def load(
             f"python -m medvlp_jax.pretrain_text --data {missing} --data_dir {data_dir}"
         )
     folder = resolve(weights, data_dir, data)
-    config, variables = load_bert(folder)
+    config, variables = load_bert(folder, num_layers=layers or None)
     if max_length > config.max_position_embeddings:
         raise ValueError(
             f"text.max_length={max_length} exceeds the {config.max_position_embeddings} positions of {weights!r}."

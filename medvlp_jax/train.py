@@ -12,7 +12,7 @@ from medvlp_jax import config as configs
 from medvlp_jax import step as steps
 from medvlp_jax.checkpoint import Checkpoints
 from medvlp_jax.data import pipeline
-from medvlp_jax.evaluate import Scorer, format_scores, score_run
+from medvlp_jax.evaluate import Scorer, brief, format_scores, score_run
 from medvlp_jax.metrics import Console, MetricWriter, Progress, check_finite, clock
 
 
@@ -131,7 +131,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
                 if evaluating and not stopping:
                     scores = scorer(state, config.data.eval_split)
                     writer.scalars(number, scores)
-                    say(f"step {number} {config.data.eval_split} " + _brief(scores))
+                    say(f"step {number}/{parts.total_steps} {config.data.eval_split}: {brief(scores)}")
                 progress.pause(time.monotonic() - pause)
             if stopping and not done:
                 break
@@ -173,10 +173,6 @@ def _log_images(writer: MetricWriter, number: int, batch: dict[str, Any], main_p
         image_BxVxHxWx1 = batch["image"].addressable_shards[0].data[:4]
         shape = image_BxVxHxWx1.shape
         writer.images(number, {"views": jax.device_get(image_BxVxHxWx1).reshape(-1, *shape[2:])})
-
-
-def _brief(scores: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
 
 
 class _StopSignal:

@@ -45,6 +45,7 @@ def overrides(data: Path, **more: object) -> dict[str, object]:
         "data.name": "cxr_phantom/tiny",
         "text.weights": str(data / "tower"),
         "text.max_length": 64,
+        "text.layers": 0,
         "image.size": 64,
         "batch_size": 8,
         "total_steps": 4,

@@ -18,7 +18,7 @@ DEPTHS: dict[str, tuple[str, tuple[int, ...]]] = {
     "101": ("bottleneck", (3, 4, 23, 3)),
     "152": ("bottleneck", (3, 8, 36, 3)),
 }
-STEMS: tuple[str, ...] = ("imagenet", "small", "space_to_depth")
+STEMS: tuple[str, ...] = ("imagenet", "small", "space_to_depth", "stride4")
 EXPANSION = {"basic": 1, "bottleneck": 4}
 
 _kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -32,7 +32,8 @@ class ResNet(nn.Module):
         width: channels of the first stage; stage s has `width * 2**s` (times 4 out of a bottleneck).
         stem: 'imagenet' = 7x7 stride 2 + 3x3 max-pool; 'space_to_depth' = the same numbers and parameters computed as
             a 4x4 convolution of 2x2 pixel blocks (for matrix units that starve on 1 or 3 channels; even image sides
-            only); 'small' = 3x3 stride 1, no pooling, for images of 32-64 pixels.
+            only); 'stride4' = 7x7 stride 4, no pooling, half the cost of a narrow trunk (image sides divisible by 4);
+            'small' = 3x3 stride 1, no pooling, for images of 32-64 pixels.
         stage_sizes, widths, strides: per stage overrides; three stage sizes cut the trunk after stage 3.
         zero_init_last_bn: zero scale in the last norm of each block, so that blocks start as the identity.
         in_channels: channels of the stored stem kernel. A one-channel image meets a three-channel kernel through the
@@ -44,7 +45,7 @@ class ResNet(nn.Module):
 
     depth: str = "50"
     width: int = 64
-    stem: Literal["imagenet", "small", "space_to_depth"] = "imagenet"
+    stem: Literal["imagenet", "small", "space_to_depth", "stride4"] = "imagenet"
     block: Literal["basic", "bottleneck"] | None = None
     stage_sizes: Sequence[int] | None = None
     widths: Sequence[int] | None = None
@@ -85,7 +86,7 @@ class ResNet(nn.Module):
         )
         x = Stem(self.width, self.stem, self.in_channels, self.dtype, name="stem_conv")(image.astype(self.dtype))
         x = nn.relu(norm(name="stem_norm")(x, train=train))
-        if self.stem != "small":
+        if self.stem in ("imagenet", "space_to_depth"):
             x = max_pool_3x3(x)
 
         widths = self.widths or [self.width * 2**s for s in range(len(stage_sizes))]
@@ -217,7 +218,7 @@ class Stem(nn.Module):
             return conv2d(image, kernel, 1, 1)
         if self.form == "imagenet":
             return conv2d(image, kernel, 2, 3)
-        return space_to_depth_conv(image, kernel)
+        return space_to_depth_conv(image, kernel, 4 if self.form == "stride4" else 2)
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
@@ -227,15 +228,25 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Ar
     )
 
 
-def space_to_depth_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The 7x7 stride 2 padding 3 convolution as a 4x4 stride 1 one over 2x2 pixel blocks. Equal up to rounding."""
+def space_to_depth_conv(x: jax.Array, kernel: jax.Array, stride: int = 2) -> jax.Array:
+    """The 7x7 padding 3 convolution of stride 2 or 4 as one of stride 1 over stride x stride pixel blocks.
+
+    Equal up to rounding. Raises: ValueError for image sides that do not split into blocks.
+    """
     n, h, w, c = x.shape
-    if h % 2 or w % 2:
-        raise ValueError(f"ResNet stem='space_to_depth' needs even image sides, got {h}x{w}. Use stem='imagenet'.")
-    x = x.reshape(n, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(n, h // 2, w // 2, 4 * c)
-    kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))  # 8x8, whose taps start on an even pixel
-    kernel = kernel.reshape(4, 2, 4, 2, c, -1).transpose(0, 2, 1, 3, 4, 5).reshape(4, 4, 4 * c, -1)
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), [(2, 1), (2, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    if h % stride or w % stride:
+        raise ValueError(
+            f"ResNet stem with {stride}x{stride} pixel blocks needs image sides divisible by {stride}, got {h}x{w}. "
+            "Use stem='imagenet'."
+        )
+    x = x.reshape(n, h // stride, stride, w // stride, stride, c).transpose(0, 1, 3, 2, 4, 5)
+    x = x.reshape(n, h // stride, w // stride, stride * stride * c)
+    kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))  # 8x8, whose taps start on a block
+    taps = 8 // stride
+    kernel = kernel.reshape(taps, stride, taps, stride, c, -1).transpose(0, 2, 1, 3, 4, 5)
+    kernel = kernel.reshape(taps, taps, stride * stride * c, -1)
+    padding = [(taps // 2, taps // 2 - 1)] * 2
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def max_pool_3x3(x: jax.Array) -> jax.Array:

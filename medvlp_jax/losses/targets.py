@@ -36,6 +36,7 @@ def clinical_prior(
     kernel: str = "exp",
     ratio: float = 0.2,
     valid_B: Bool[Array, " B"] | None = None,
+    centre: bool = False,
 ) -> Float[Array, "B B"]:
     """Similarity of reports that contrastive targets are softened by.
 
@@ -47,6 +48,8 @@ def clinical_prior(
       kernel: one of `exp`, `gau`, `lap`, `sigmoid`.
       ratio: slope of the `exp` kernel; the others ignore it.
       valid_B: rows with a text; pairs with a missing one have correlation zero.
+      centre: subtract the mean of the valid rows first. Sentence encoders place all texts in a narrow cone, where every
+        pair correlates; what is left after centring tells reports apart.
 
     Returns: B×B float32, symmetric; for `exp` in [0, 1 - exp(-ratio)].
     Raises: ValueError for an unknown kernel.
@@ -54,6 +57,11 @@ def clinical_prior(
     """
     if kernel not in KERNELS:
         raise ValueError(f"Unknown clinical-prior kernel {kernel!r}. Choose one of {', '.join(KERNELS)}.")
+    if centre:
+        weight_Bx1 = jnp.ones((report_BxE.shape[0], 1)) if valid_B is None else valid_B[:, None].astype(jnp.float32)
+        report_BxE = report_BxE.astype(jnp.float32)
+        total_E = jnp.sum(weight_Bx1 * report_BxE, axis=0)
+        report_BxE = report_BxE - total_E / jnp.maximum(jnp.sum(weight_Bx1), 1.0)
     correlation_BxB = jnp.maximum(pearson(report_BxE), 0.0)
     correlation_BxB = jnp.where(jnp.eye(report_BxE.shape[0], dtype=bool), 0.0, correlation_BxB)
     if valid_B is not None:

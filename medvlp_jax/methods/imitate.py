@@ -11,6 +11,7 @@ Reference for `preset='released'`: cheliu-computation/IMITATE-TMI2024@cd1c575. E
 |---------------------------|---------------|-----------------|--------------------------------------------------|
 | `text.missing`            | space         | mask            | an absent section is not a text to align with    |
 | `loss.prior.mass`         | released      | batch_invariant | unscaled targets change objective with the batch |
+| `loss.prior.centre`       | False         | False           | True only in `small`: see `clinical_prior`        |
 | `loss.group_size`         | 128           | 0 (whole batch) | negatives from all devices                       |
 | `loss.duplicates`         | negative      | mask            | identical reports are no negatives of each other |
 | `model.bn.scope`          | group (128)   | global          | statistics independent of the device count       |
@@ -256,7 +257,8 @@ def _text_term(images: list[Array], text_BxD: Array, frozen_BxE: Array, section:
 
 
 def _prior(frozen_BxE: Array, valid_B: Array, cfg: Any) -> Array:
-    return clinical_prior(frozen_BxE, kernel=cfg.prior.kernel, ratio=cfg.prior.ratio, valid_B=valid_B)
+    rule = {"kernel": cfg.prior.kernel, "ratio": cfg.prior.ratio, "centre": cfg.prior.centre}
+    return clinical_prior(frozen_BxE, **rule, valid_B=valid_B)
 
 
 def _targets(prior_BxB: Array, temperature: float, cfg: Any, **masks: Array) -> Array:

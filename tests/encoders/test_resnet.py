@@ -5,7 +5,7 @@ import pytest
 import reference_weights as ref
 from golden import GOLDEN, assert_golden
 
-from medvlp_jax.encoders.resnet import ResNet, max_pool_3x3
+from medvlp_jax.encoders.resnet import ResNet, max_pool_3x3, space_to_depth_conv
 from medvlp_jax.interop import from_torch_names, to_torch_names
 
 KEY = jax.random.key(0, impl="rbg")  # compiles several times faster than the default on CPU
@@ -86,6 +86,16 @@ def test_training_gradients_match_torch(name):
     for key, buffer in torch_model.named_buffers():
         if "running" in key:
             np.testing.assert_allclose(running[key], buffer.numpy(), rtol=1e-4, atol=1e-4, err_msg=key)
+
+
+def test_stride4_stem_is_a_7x7_convolution_without_pooling():
+    model = ResNet(stem="stride4", block="basic", stage_sizes=(1,), width=4, in_channels=1)
+    image = ref.image(2, 32, 1)
+    kernel = jax.random.normal(jax.random.key(0), (7, 7, 1, 4))
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    expected = jax.lax.conv_general_dilated(image, kernel, (4, 4), [(3, 3)] * 2, dimension_numbers=dimensions)
+    np.testing.assert_allclose(space_to_depth_conv(image, kernel, 4), expected, atol=1e-5)
+    assert forward(model, filled(model), image, train=False)["stage1"].shape == (2, 8, 8, 4)
 
 
 def test_grey_image_equals_three_copies_and_space_to_depth_equals_the_stem():
@@ -174,7 +184,8 @@ def test_grouped_norm_makes_groups_independent_of_each_other():
         ({"block": "wide"}, (1, 32, 32, 3), "block='wide'"),
         ({"widths": (1, 2)}, (1, 32, 32, 3), "lengths differ"),
         ({}, (1, 32, 32, 2), "1 or 3 channels"),
-        ({"stem": "space_to_depth"}, (1, 33, 32, 1), "even image sides, got 33x32"),
+        ({"stem": "space_to_depth"}, (1, 33, 32, 1), "divisible by 2, got 33x32"),
+        ({"stem": "stride4"}, (1, 34, 32, 1), "divisible by 4, got 34x32"),
     ],
 )
 def test_bad_fields_and_images_are_named(fields, shape, message):

@@ -83,6 +83,19 @@ def test_invariant_mass_counts_valid_examples_only(reports):
     np.testing.assert_allclose(whole[:6, :6], part, rtol=1e-6)
 
 
+def test_centring_takes_out_what_all_valid_reports_share(reports):
+    valid = np.arange(10) < 6
+    common = np.random.default_rng(1).normal(size=reports.shape[1]) * 20
+    shifted = np.where(valid[:, None], reports + common, 50.0)
+    near_one = t.clinical_prior(jnp.asarray(shifted), valid_B=jnp.asarray(valid))[:6, :6]
+    assert float(near_one[~np.eye(6, dtype=bool)].min()) > 0.17
+    got = t.clinical_prior(jnp.asarray(shifted), valid_B=jnp.asarray(valid), centre=True)[:6, :6]
+    centred = reports[:6] - reports[:6].mean(axis=0)
+    expected = 1 - np.exp(-0.2 * np.maximum(np.corrcoef(centred.astype(np.float64)), 0))
+    np.fill_diagonal(expected, 0)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
 def test_unknown_names_list_the_choices(reports):
     with pytest.raises(ValueError, match="exp, gau, lap, sigmoid"):
         t.clinical_prior(jnp.asarray(reports), kernel="cosine")

@@ -105,13 +105,13 @@ def _findings(rng, study, groups, unsure, suspected) -> tuple[Sentence, ...]:
     for kind in study.resolved:
         sentences.append(_resolved(rng, kind))
     for name, template in phrases.NORMAL.items():
-        if name in absent and rng.random() < 0.6:
+        if name in absent and rng.random() < 0.4:
             sentences.append(Sentence(expand(rng, template), {name: ABSENT}))
             absent.remove(name)
     absent = [name for name in absent if name in phrases.ABSENT]
-    if absent and rng.random() < 0.85:
-        sentences.append(_negated(rng, absent, 1 + int(rng.integers(3))))
-    for _ in range(int(rng.integers(1, 4))):
+    if absent and (not sentences or rng.random() < 0.7):
+        sentences.append(_negated(rng, absent, 1 + int(rng.integers(2))))
+    for _ in range(int(rng.integers(0, 2))):
         text = expand(rng, phrases.NEUTRAL[rng.integers(len(phrases.NEUTRAL))])
         if text not in [s.text for s in sentences]:
             sentences.append(Sentence(text, {}))
@@ -128,7 +128,7 @@ def _impression(rng, study, groups, unsure, suspected) -> tuple[Sentence, ...]:
     sentences += [_resolved(rng, kind) for kind in study.resolved if rng.random() < 0.5]
     if rng.random() < NEGATIONS_IN_IMPRESSION:
         absent = [name for name in _absent_names(study, suspected) if name in phrases.ABSENT]
-        sentences.append(_negated(rng, absent, 1 + int(rng.integers(3))))
+        sentences.append(_negated(rng, absent, 1 + int(rng.integers(2))))
     return tuple(sentences)
 
 

@@ -154,7 +154,7 @@ def _finding(rng: np.random.Generator, kind: str, side: str) -> Finding:
     zone = zones[rng.integers(len(zones))]
     variant = ""
     if kind == "device":
-        variant = DEVICES[rng.choice(len(DEVICES), p=[0.3, 0.22, 0.13, 0.1, 0.13, 0.12])]
+        variant = DEVICES[rng.choice(len(DEVICES), p=[0.38, 0.24, 0.08, 0.06, 0.08, 0.16])]
         if variant == "pacemaker":
             side = "left" if rng.random() < 0.85 else "right"
         elif variant == "central line":
@@ -165,5 +165,5 @@ def _finding(rng: np.random.Generator, kind: str, side: str) -> Finding:
         variant = "apical" if zone == "upper" and rng.random() < 0.6 else "lateral"
     elif kind in ("cardiomegaly", "edema", "mediastinum"):
         side = ""
-    severity = float(rng.beta(1.2, 1.3))
+    severity = float(rng.beta(1.5, 1.2))
     return Finding(kind, side, zone, severity, variant, tuple(float(t) for t in rng.random(12)))

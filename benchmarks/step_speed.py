@@ -1,0 +1,147 @@
+"""Training steps per second: this project's IMITATE beside PyTorch with the structure of the released one.
+
+    python benchmarks/step_speed.py                 # about 5 minutes on two cores; needs PyTorch
+
+Both train ResNet-50 at 224 px, batch 16, two views, float32, AdamW, random data and weights, with a frozen 12-layer
+BERT of 256 tokens for each of two report sections. PyTorch runs the trunk four times per step and BERT in the loop, as
+the released code does (`torch_imitate.py` says which settings make it fastest). Ours runs the trunk twice, once per
+view, and takes text vectors from the cache (`cached`) or from BERT inside the step (`live`).
+
+The two sides run in two processes on the same cores, in turns, one step at a time; the ratio of medians is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+def our_step(kind: str, batch_size: int, image_size: int, tokens: int) -> Callable[[], float]:
+    """Builds the step that training runs, from the config of the full recipe in float32."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from configs import imitate
+    from medvlp_jax import methods, optim, sharding, text_tower
+    from medvlp_jax import step as steps
+    from medvlp_jax.encoders.bert import Bert, BertConfig
+
+    with imitate.get_config().unlocked() as config:
+        config.model.dtype = "float32"
+        config.batch_size, config.image.size, config.optimizer.clip_norm = batch_size, image_size, 0.0
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (batch_size, 2, image_size, image_size, 1)).astype(np.uint8),
+        **{f"has_{section}": np.ones(batch_size, bool) for section in steps.SECTIONS},
+        **{f"{section}_hash": np.arange(batch_size, dtype=np.int32) for section in steps.SECTIONS},
+    }
+    vectors = {f"{section}_embedding": np.zeros((batch_size, 768), np.float32) for section in steps.SECTIONS}
+    tower, frozen = None, {}
+    if kind == "cached":
+        batch |= {name: rng.normal(size=x.shape).astype(np.float32) for name, x in vectors.items()}
+    else:
+        bert = BertConfig()
+        ids = np.zeros((1, 4), np.int32)
+        frozen = jax.jit(Bert(bert).init)(jax.random.key(0, impl="rbg"), ids, ids)
+        tower = text_tower.TextTower(None, frozen, 768, tokens, "", bert, "cls", jnp.float32)
+        for section in steps.SECTIONS:
+            batch[f"{section}_ids"] = rng.integers(1000, 28000, (batch_size, tokens)).astype(np.int32)
+            batch[f"{section}_mask"] = np.ones((batch_size, tokens), bool)
+    method = methods.get("imitate")
+    model, tx, mesh = method.build(config), optim.optimizer(config.optimizer, 1000), sharding.make_mesh()
+    make_state, target = steps.sharded_state(model, tx, {**batch, **vectors}, 0, mesh)
+    train_step = steps.make_train_step(model, method, tx, config, examples=200_000, tower=tower)
+    train_step = steps.compile_train_step(train_step, target, mesh)
+    batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+    frozen = jax.device_put(frozen, sharding.replicated(mesh))
+    holder = [make_state()]
+
+    def step() -> float:
+        holder[0], metrics = train_step(holder[0], frozen, batch)
+        return float(metrics["loss"])
+
+    return step
+
+
+def worker(kind: str, threads: int, batch_size: int, image_size: int, tokens: int) -> None:
+    """Serves steps: one line in, one line with its seconds out."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    if kind == "torch":
+        import torch
+        import torch_imitate
+
+        torch.set_num_threads(threads)
+        step = torch_imitate.make_step(batch_size, image_size, tokens)
+    else:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        from medvlp_jax import host_memory
+
+        host_memory.keep_freed_memory()
+        step = our_step(kind, batch_size, image_size, tokens)
+    step()  # compiles, allocates
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        step()
+        print(time.perf_counter() - start, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3, help="timed steps of each side")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--worker", choices=("torch", "cached", "live"), help=argparse.SUPPRESS)
+    flags = parser.parse_args()
+    sizes = (flags.threads, flags.batch_size, flags.image_size, flags.tokens)
+    if flags.worker:
+        worker(flags.worker, *sizes)
+        return
+    names = [
+        f"--{name}={value}"
+        for name, value in zip(("threads", "batch_size", "image_size", "tokens"), sizes, strict=True)
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
+    sides = {}
+    for kind in ("torch", "cached", "live"):
+        command = [sys.executable, __file__, "--worker", kind, *names]
+        sides[kind] = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            stderr=subprocess.DEVNULL,
+        )
+        if sides[kind].stdout.readline().strip() != "ready":
+            raise SystemExit(f"{' '.join(command)} did not start; run it by hand to see why (is PyTorch installed?).")
+    seconds: dict[str, list[float]] = {kind: [] for kind in sides}
+    for _ in range(flags.rounds):
+        for kind, process in sides.items():
+            process.stdin.write("step\n")
+            process.stdin.flush()
+            seconds[kind].append(float(process.stdout.readline()))
+    for process in sides.values():
+        process.stdin.close()
+        process.wait()
+    medians = {kind: statistics.median(values) for kind, values in seconds.items()}
+    for kind, median in medians.items():
+        ratio = medians["torch"] / median
+        print(f"{kind:7s} {median:7.2f} s/step  {flags.batch_size / median:6.2f} images/s  {ratio:5.2f} x torch")
+    print(json.dumps({"benchmark": "step_speed", **vars(flags), "seconds": seconds}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Sixteen pairs are learnt by heart: every image finds its text, every text its image, in both sections."""
+
+import cv2
+import jax
+import numpy as np
+import pytest
+
+from configs import imitate as imitate_config
+from medvlp_jax import methods, optim
+from medvlp_jax import step as steps
+from medvlp_jax.evaluators import retrieval
+
+PAIRS = 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["fixed", "released"])
+def test_sixteen_pairs_reach_perfect_retrieval(preset):
+    config = imitate_config.get_config(f"demo,preset={preset}").unlock()
+    config.image.size, config.batch_size = 64, PAIRS
+    config.model.trunk.widths = (8, 8, 16, 16)
+    config.model.features = 32
+    config.loss.group_size = config.model.bn.group_size = PAIRS if preset == "released" else 0
+    config.lock()
+    rng = np.random.default_rng(0)
+    image_BxHxW = [cv2.resize(rng.integers(0, 256, (6, 6)).astype(np.uint8), (64, 64)) for _ in range(PAIRS)]
+    image_BxVxHxWx1 = np.repeat(np.stack(image_BxHxW)[:, None, ..., None], 2, axis=1)
+    batch = {"image": image_BxVxHxWx1}
+    for section in steps.SECTIONS:
+        batch[f"{section}_embedding"] = rng.normal(size=(PAIRS, 24)).astype(np.float32)
+        batch[f"has_{section}"] = np.ones(PAIRS, bool)
+        batch[f"{section}_hash"] = np.arange(PAIRS, dtype=np.int32)
+    method = methods.get("imitate")
+    model, tx = method.build(config), optim.optimizer(config.optimizer, 200)
+    state = jax.jit(lambda: steps.init_state(model, tx, batch, 0))()
+    train_step = jax.jit(steps.make_train_step(model, method, tx, config, examples=PAIRS), donate_argnums=0)
+    losses = []
+    for _ in range(150):
+        state, metrics = train_step(state, {}, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.7 * losses[0]
+    variables = {"params": state["params"], "batch_stats": state["batch_stats"]}
+    image = jax.jit(lambda v, x: model.apply(v, x, method="embed_image").aligned)(variables, batch["image"][:, :1])
+    text = jax.jit(lambda v, b: model.apply(v, b, method="embed_text").aligned)(variables, batch)
+    for section in steps.SECTIONS:
+        parts = [(np.asarray(image[section])[:, 0], np.asarray(text[section]), batch[f"has_{section}"])]
+        scores = retrieval._section(section, parts, batch[f"{section}_hash"])
+        for direction in ("image_to_text", "text_to_image"):
+            assert scores[f"retrieval/{section}/{direction}_R@1"] == 100.0, scores
