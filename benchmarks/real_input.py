@@ -2,11 +2,11 @@
 
     python benchmarks/real_input.py --covid_cxr DIR --lungseg DIR --out runs/real
 
-reads two small public collections that the project does not contain: radiographs of the COVID-19 Image Data Collection
-with a sentence each (DIR/manifest.jsonl: image, imaging_text, patient_id, view, split) and the Shenzhen tuberculosis set
-with a short reading each (image, reading, image_id, split). A sentence describes what is seen, so it becomes FINDINGS; a
-reading concludes, so it becomes IMPRESSION; the other section is absent and masked. Training is stopped with SIGKILL
-after its first checkpoint and started again with the same command. About four minutes on two cores.
+reads two small public collections that the project does not contain: radiographs of the COVID-19 Image Data
+Collection with a sentence each (DIR/manifest.jsonl: image, imaging_text, patient_id, view, split) and the Shenzhen
+tuberculosis set with a short reading each (image, reading, image_id, split). A sentence describes what is seen, so it
+becomes FINDINGS; a reading concludes, so it becomes IMPRESSION; the other section is absent and masked. Training is
+stopped with SIGKILL after its first checkpoint and started again with the same command. Four minutes.
 """
 
 from __future__ import annotations
@@ -56,8 +56,10 @@ def main() -> None:
     manifest.write_text("".join(json.dumps(row) + "\n" for row in pairs), encoding="utf-8")
     python, data = [sys.executable, "-m"], str(flags.out / "data")
     subprocess.run(
-        [*python, "medvlp_jax.prepare", "image_report_folder", "--data_dir", data, "--name", "real"]
-        + ["--manifest", str(manifest), "--size", "128"],
+        [
+            *(*python, "medvlp_jax.prepare", "image_report_folder", "--data_dir", data, "--name", "real"),
+            *("--manifest", str(manifest), "--size", "128"),
+        ],
         check=True,
     )
     workdir = flags.out / f"run-{flags.seed}"

@@ -1,5 +1,6 @@
 """Checkpoints of a run: Orbax, asynchronous, atomic, with what a resume must know beside the arrays."""
 
+import contextlib
 import errno
 import itertools
 import re
@@ -156,6 +157,14 @@ class Checkpoints:
             self._manager.close()
             self._manager = None
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        """Closes; on the way out of an error, a save that fails as well does not hide it."""
+        with contextlib.suppress(CheckpointError) if kind else contextlib.nullcontext():
+            self.close()
+
     def _check_structure(self, step: int, target: Any, partial: bool = False) -> None:
         stored = _shapes(self._tree(step))
         wanted = _shapes(target)
@@ -181,7 +190,10 @@ class Checkpoints:
 
     def _tree(self, step: int) -> Any:
         self._require(step)
-        stored = self._open().item_metadata(step).state
+        try:
+            stored = self._open().item_metadata(step).state
+        except Exception as error:
+            raise self._read_error(step, error) from error
         return getattr(stored, "tree", stored)
 
     def _require(self, step: int) -> None:
@@ -195,11 +207,14 @@ class Checkpoints:
         try:
             return self._open().restore(step, args=ocp.args.Composite(**args))
         except Exception as error:
-            earlier = [known for known in self.all_steps() if known < step]
-            advice = f"Remove that folder to go on from step {earlier[-1]}." if earlier else "No earlier step is left."
-            raise CheckpointError(
-                f"The checkpoint {self.folder / str(step)} cannot be read: {type(error).__name__}: {error}\n{advice}"
-            ) from error
+            raise self._read_error(step, error) from error
+
+    def _read_error(self, step: int, error: BaseException) -> CheckpointError:
+        earlier = [known for known in self.all_steps() if known < step]
+        advice = f"Remove that folder to go on from step {earlier[-1]}." if earlier else "No earlier step is left."
+        return CheckpointError(
+            f"The checkpoint {self.folder / str(step)} cannot be read: {type(error).__name__}: {error}\n{advice}"
+        )
 
     def _write_error(self, step: int | None, error: BaseException) -> CheckpointError:
         which = "A checkpoint" if step is None else f"The checkpoint of step {step}"

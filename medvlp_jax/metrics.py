@@ -84,7 +84,7 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`, in order; without the half line that a killed or writing run may have at its end."""
+    """The lines of `metrics.jsonl`, in order, without the half line that a killed or writing run may end with."""
     path = Path(workdir) / "metrics.jsonl"
     return _whole_lines(path) if path.exists() else []
 
@@ -124,8 +124,10 @@ class _TensorboardXEvents:
         self._writer = tensorboardX.SummaryWriter(str(workdir))
 
     def scalars(self, step, values):
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        from tensorboardX.proto.summary_pb2 import Summary  # `add_scalar` would turn R@1 into R_1
+
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        self._writer.file_writer.add_summary(summary, step)
 
     def images(self, step, images):
         for name, batch in images.items():

@@ -104,7 +104,8 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
         workers=config.data.workers,
     )
     compile_start = time.monotonic()
-    with pipeline.device_prefetch(batches, sharding.batch_sharding(mesh)) as device_batches, stop:
+    # Left by an error, the loop still waits for a save under way.
+    with checkpoints, pipeline.device_prefetch(batches, sharding.batch_sharding(mesh)) as device_batches, stop:
         while number < parts.total_steps:
             batch = next(device_batches)
             state, metrics = train_step(state, parts.frozen, batch)
@@ -135,7 +136,6 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
                 progress.pause(time.monotonic() - pause)
             if stopping and not done:
                 break
-    checkpoints.close()
 
     # -- the end: scores, or where to go on
     if number < parts.total_steps:

@@ -19,6 +19,7 @@ META = {"examples_seen": 640, "seconds": 12.5, "method": "imitate", "batch_size"
 
 
 def make_state(value=1.0, width=3):
+    value = float(value)
     params = {"trunk": {"kernel": jnp.full((4, width), value), "bias": jnp.zeros(width)}}
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(lambda step: 1e-3, mask=lambda p: p is not None))
     return {
@@ -101,7 +102,7 @@ def test_a_step_is_written_once(saved):
     checkpoints.save(3, make_state(99), {})
     checkpoints.wait()
     assert checkpoints.meta(3) == META
-    with pytest.raises(CheckpointError, match="The checkpoint of step 0 was not written: .* holds the later step 3"):
+    with pytest.raises(CheckpointError, match=r"The checkpoint of step 0 was not written: .* holds the later step 3"):
         checkpoints.save(0, make_state(), {})
 
 
@@ -242,10 +243,13 @@ def test_full_disk_for_real(small_disk):
     small = {"kernel": jnp.asarray(noise(size=(64, 256)), jnp.float32)}
     checkpoints.save(1, small, META)
     checkpoints.wait()
-    with pytest.raises(CheckpointError, match="no space left on the device. Free space"):
-        # The error may come from the save itself or from its background.
+
+    def save_too_much():  # the error may come from the save itself or from its background
         checkpoints.save(2, {"kernel": jnp.asarray(noise(size=(1024, 1024)), jnp.float32)}, META)
         checkpoints.wait()
+
+    with pytest.raises(CheckpointError, match=r"no space left on the device\. Free space"):
+        save_too_much()
     again = Checkpoints(small_disk / "checkpoints", keep=5)
     assert again.latest_step() == 1
     assert_same(again.restore(1, small), small)

@@ -108,7 +108,7 @@ def read_events(workdir):
             event = Event.FromString(content[start + 12 : start + 12 + size])
             start += size + 16
             for value in event.summary.value:
-                tag = value.tag.replace("@", "_")  # tensorboardX may write R@1 as R_1
+                tag = value.tag
                 if value.WhichOneof("value") == "simple_value":
                     scalars[tag, event.step] = value.simple_value
                 elif len(value.tensor.tensor_content) == 4:
@@ -131,7 +131,7 @@ def test_event_files(tmp_path, writer):
     events.close()
     scalars, others = read_events(tmp_path)
     assert scalars["loss", 5] == 1.5
-    assert scalars["retrieval/report/R_1", 5] == 25.0
+    assert scalars["retrieval/report/R@1", 5] == 25.0
     assert math.isnan(scalars["loss", 6])
     assert any(tag.startswith("views") for tag in others)
     assert any("hparams" in tag for tag in others)

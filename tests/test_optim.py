@@ -144,7 +144,7 @@ def test_decay_mask_of_imitate():
     for name, decays in zip(paths, jax.tree.leaves(mask), strict=True):
         by_name[decays].add(name)
     assert by_name[True] == {"kernel"}
-    assert by_name[False] == {"bias", "scale", "positions"}
+    assert by_name[False] == {"bias", "scale", "positions", "cls"}
     assert sum(jax.tree.leaves(mask)) >= 20
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -68,9 +69,10 @@ def test_sigterm_saves_and_exits_cleanly(data, tmp_path):
         arguments, cwd=tiny.REPOSITORY, env=tiny.environment(), stdout=subprocess.PIPE, text=True
     ) as process:
         for line in process.stdout:
-            if line.startswith("step 5/"):
+            if re.match(r"step +5/", line):
                 process.terminate()
                 break
+            assert not re.match(r"step +50/", line), "the console no longer prints every step"
         rest = process.stdout.read()
         assert process.wait(timeout=60) == 0
     assert "stopped   by SIGTERM after step" in rest

@@ -89,7 +89,7 @@ def test_training_gradients_match_torch(name):
 
 
 def test_stride4_stem_is_a_7x7_convolution_without_pooling():
-    model = ResNet(stem="stride4", block="basic", stage_sizes=(1,), width=4, in_channels=1)
+    model = ResNet(stem="stride4", block="basic", stage_sizes=(1,), width=4)
     image = ref.image(2, 32, 1)
     kernel = jax.random.normal(jax.random.key(0), (7, 7, 1, 4))
     dimensions = ("NHWC", "HWIO", "NHWC")

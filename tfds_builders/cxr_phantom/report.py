@@ -105,7 +105,7 @@ def _findings(rng, study, groups, unsure, suspected) -> tuple[Sentence, ...]:
     for kind in study.resolved:
         sentences.append(_resolved(rng, kind))
     for name, template in phrases.NORMAL.items():
-        if name in absent and rng.random() < 0.4:
+        if name in absent and rng.random() < 0.55:
             sentences.append(Sentence(expand(rng, template), {name: ABSENT}))
             absent.remove(name)
     absent = [name for name in absent if name in phrases.ABSENT]
