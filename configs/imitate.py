@@ -107,11 +107,11 @@ def released(config):
 
 def small(config):
     """A trunk that two CPU cores train in minutes: one ResNet-18 block per stage, width 16, last map 6x6."""
-    config.total_steps = 2000
+    config.total_steps = 1700
     config.batch_size = 32
     config.log_every_steps = 100
-    config.checkpoint_every_steps = 500
-    config.eval_every_steps = 500
+    config.checkpoint_every_steps = 425
+    config.eval_every_steps = 425
     config.eval_batch_size = 64
     config.data.threads = 2
     config.image.size = 96
