@@ -92,7 +92,7 @@ def make_train_step(
 
         (loss, (terms, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
         updates, opt_state = tx.update(grads, state["opt_state"], state["params"])
-        metrics = {"loss": loss, **terms, "gradient_norm": optax.global_norm(grads)}
+        metrics = {"loss": loss, **terms, "gradient_norm": optax.tree.norm(grads)}
         if learning_rate is not None:
             metrics["learning_rate"] = learning_rate(state["step"])
         new_state = {
