@@ -32,7 +32,7 @@ class ResNet(nn.Module):
         width: channels of the first stage; stage s has `width * 2**s` (times 4 out of a bottleneck).
         stem: 'imagenet' = 7x7 stride 2 + 3x3 max-pool; 'space_to_depth' = the same numbers and parameters computed as
             a 4x4 convolution of 2x2 pixel blocks (for matrix units that starve on 1 or 3 channels; even image sides
-            only); 'stride4' = 7x7 stride 4, no pooling, half the cost of a narrow trunk (image sides divisible by 4);
+            only); 'stride4' = 7x7 stride 4, no pooling, cheaper for narrow trunks (image sides divisible by 4);
             'small' = 3x3 stride 1, no pooling, for images of 32-64 pixels.
         stage_sizes, widths, strides: per stage overrides; three stage sizes cut the trunk after stage 3.
         zero_init_last_bn: zero scale in the last norm of each block, so that blocks start as the identity.
