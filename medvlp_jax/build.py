@@ -11,7 +11,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from medvlp_jax import methods, optim, pretrain_text, sharding, text_tower
-from medvlp_jax.data import pipeline, preprocess
+from medvlp_jax import step as steps
+from medvlp_jax.data import preprocess
 from medvlp_jax.data.records import RecordSource
 from medvlp_jax.data.text_cache import TextCache, section_texts
 from medvlp_jax.interop import load_resnet
@@ -20,7 +21,7 @@ from medvlp_jax.interop import load_resnet
 class Parts(NamedTuple):
     """What training and evaluation share.
 
-    tower: the frozen text tower when it runs inside the step, else None. frozen: its variables, on the devices.
+    tower: the frozen text tower. frozen: its variables on the devices, when it runs inside the step.
     augment, evaluate: `(record, rng) -> example` for training and for evaluation views.
     """
 
@@ -32,10 +33,15 @@ class Parts(NamedTuple):
     schedule: optax.Schedule
     total_steps: int
     train: RecordSource
-    tower: text_tower.TextTower | None
+    tower: text_tower.TextTower
     frozen: Any
     augment: preprocess.Preprocess
     evaluate: preprocess.Preprocess
+
+    @property
+    def step_tower(self) -> text_tower.TextTower | None:
+        """The text tower when it runs inside the step; None when batches carry cached vectors."""
+        return None if self.config.text.cache else self.tower
 
     def source(self, split: str) -> RecordSource:
         """The records of a split of the run's data set."""
@@ -66,7 +72,7 @@ def assemble(config: Any, mesh: Mesh, say=print) -> Parts:
         schedule=schedule,
         total_steps=total_steps,
         train=train,
-        tower=None if config.text.cache else tower,
+        tower=tower,
         frozen={} if config.text.cache else jax.device_put(tower.variables, sharding.replicated(mesh)),
         augment=_preprocess(config, config.image.augment, tower, cache),
         evaluate=_preprocess(config, config.image.evaluate, tower, cache),
@@ -84,15 +90,14 @@ def open_source(config: Any, split: str) -> RecordSource:
         ) from error
 
 
-def first_batch(parts: Parts) -> dict[str, Any]:
-    """Shapes and dtypes of a training batch with text vectors, from one example."""
-    batches = pipeline.train_batches(parts.train, parts.augment, batch_size=1, seed=parts.config.seed, num_threads=1)
-    batch = next(batches)
-    batches.close()
-    if parts.tower is not None:
-        vector = jax.ShapeDtypeStruct((1, parts.tower.width), "float32")
-        batch = {**batch, "findings_embedding": vector, "impression_embedding": vector}
-    return {name: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)) for name, x in batch.items()}
+def batch_shapes(config: Any, text_width: int) -> dict[str, Any]:
+    """Shapes and dtypes of what a model takes from a batch, for one example: enough to make its parameters."""
+    size, struct = config.image.size, jax.ShapeDtypeStruct
+    shapes = {"image": struct((1, config.image.views, size, size, 1), "uint8")}
+    for section in steps.SECTIONS:
+        shapes[f"{section}_embedding"] = struct((1, text_width), "float32")
+        shapes[f"has_{section}"] = struct((1,), "bool")
+    return shapes
 
 
 def load_trunk(parts: Parts, state: dict[str, Any]) -> dict[str, Any]:
@@ -127,15 +132,7 @@ def _text_tower(config: Any, say) -> text_tower.TextTower:
         pretrain_text.make(config.data.dir, missing, say=lambda line: say(f"text      {line}"))
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("text tower")
-    return text_tower.load(
-        config.text.weights,
-        pooling=config.text.pooling,
-        max_length=config.text.max_length,
-        data_dir=config.data.dir,
-        data=config.data.name,
-        layers=config.text.layers,
-        dtype=config.text.dtype,
-    )
+    return text_tower.of_config(config)
 
 
 def _text_cache(config: Any, tower: text_tower.TextTower, train: RecordSource, say) -> TextCache:

@@ -70,6 +70,16 @@ class Checkpoints:
             return []
         return sorted(step for step in self._open().all_steps() if self._complete(step))
 
+    def choose(self, step: int | None = None) -> int:
+        """`step` when it is there, the newest when None. Raises: FileNotFoundError listing the known steps."""
+        known = self.all_steps()
+        number = step if step is not None else max(known, default=None)
+        if number is None or number not in known:
+            shown = ", ".join(map(str, known)) or "none"
+            what = "no checkpoint yet" if number is None else f"no checkpoint of step {number}. Known steps: {shown}"
+            raise FileNotFoundError(f"{self.folder} holds {what}.")
+        return number
+
     def _complete(self, step: int) -> bool:
         # Object stores have no atomic renames: there Orbax itself leaves out what was not committed.
         return self._remote or all((self.folder / str(step) / part).exists() for part in PARTS)

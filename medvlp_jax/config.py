@@ -70,25 +70,25 @@ def claim_workdir(config: Any, workdir: Path, *, write: bool = True) -> None:
         part.replace(path)
 
 
-def load(workdir: str | Path, like: ConfigDict) -> ConfigDict:
-    """The config stored in a run folder, in the structure of `like` (a config made by the same config file).
+def load(workdir: str | Path) -> ConfigDict:
+    """The config stored in a run folder, locked.
 
-    Raises: FileNotFoundError when the folder holds no run; ValueError for fields that `like` does not know.
+    Raises: FileNotFoundError when the folder holds no run; ValueError when its `config.json` is damaged.
     """
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{workdir} holds no run: {path.name} is missing. Train first, or check --workdir.")
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    result = like.copy_and_resolve_references()
-    known = flat(like)
-    unknown = sorted(set(stored) - set(known))
-    if unknown:
-        raise ValueError(f"{path} has fields that this version does not know: {', '.join(unknown)}.")
-    with result.unlocked():
-        for name, value in stored.items():
-            *parents, last = name.split(".")
-            node = result
-            for parent in parents:
-                node = node[parent]
-            node[last] = tuple(value) if isinstance(value, list) else value
-    return result
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}); the run cannot be opened.") from error
+    config = ConfigDict()
+    for name, value in stored.items():
+        *parents, last = name.split(".")
+        node = config
+        for parent in parents:
+            if parent not in node:
+                node[parent] = ConfigDict()
+            node = node[parent]
+        node[last] = tuple(value) if isinstance(value, list) else value
+    return config.lock()

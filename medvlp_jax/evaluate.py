@@ -28,7 +28,7 @@ class Scorer:
 
     def __init__(self, parts: build.Parts):
         self.parts = parts
-        model, method, config, tower = parts.model, parts.method, parts.config, parts.tower
+        model, method, config, tower = parts.model, parts.method, parts.config, parts.step_tower
 
         def embed(variables, frozen, batch):
             batch = steps.with_text_vectors(batch, tower, frozen)
@@ -164,7 +164,9 @@ def evaluate(config: Any, workdir: str | Path, *, checkpoint_step: int | None = 
     say = Console(workdir, write=jax.process_index() == 0)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     parts = build.assemble(config, mesh, say)
-    make_state, target = steps.sharded_state(parts.model, parts.tx, build.first_batch(parts), config.seed, mesh)
+    make_state, target = steps.sharded_state(
+        parts.model, parts.tx, build.batch_shapes(config, parts.tower.width), config.seed, mesh
+    )
     state = checkpoints.restore(number, target)
     scores = score_run(Scorer(parts), state, make_state, workdir, number)
     for line in format_scores(scores):

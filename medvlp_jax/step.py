@@ -21,15 +21,21 @@ def init_state(model: Any, tx: optax.GradientTransformation, batch: dict[str, An
     Args: batch: arrays or ShapeDtypeStructs of any batch size ≥ 1 with the model's inputs.
     """
     key = jax.random.key(seed)
-    small = {name: jnp.zeros((2, *x.shape[1:]), x.dtype) for name, x in batch.items()}
-    variables = model.init({"params": jax.random.fold_in(key, 0), "channels": key}, small, train=True)
+    variables = init_variables(model, batch, seed)
     return {
-        "params": variables["params"],
-        "batch_stats": variables.get("batch_stats", {}),
+        **variables,
         "opt_state": tx.init(variables["params"]),
         "step": jnp.zeros((), jnp.int32),
         "rng": jax.random.key_data(jax.random.fold_in(key, 1)),
     }
+
+
+def init_variables(model: Any, batch: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Fresh `params` and `batch_stats`; arguments as `init_state`."""
+    key = jax.random.key(seed)
+    small = {name: jnp.zeros((2, *x.shape[1:]), x.dtype) for name, x in batch.items()}
+    variables = model.init({"params": jax.random.fold_in(key, 0), "channels": key}, small, train=True)
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
 def sharded_state(

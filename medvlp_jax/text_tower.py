@@ -120,6 +120,19 @@ def load(
     return TextTower(tokenizer, variables, config.hidden_size, max_length, key, config, pooling, jnp.dtype(dtype))
 
 
+def of_config(config: Any) -> TextTower:
+    """The tower that a run config names (`config.text`, `config.data`). Raises: as `load`."""
+    return load(
+        config.text.weights,
+        pooling=config.text.pooling,
+        max_length=config.text.max_length,
+        data_dir=config.data.dir,
+        data=config.data.name,
+        layers=config.text.layers,
+        dtype=config.text.dtype,
+    )
+
+
 def encode_function(tower: TextTower) -> Callable[[Sequence[str]], np.ndarray]:
     """`encode(texts) -> float32 [n, E]`, compiled once per number of texts and padded length."""
     encode = jax.jit(tower.encode)

@@ -43,14 +43,16 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
 
     # -- data, model, and a state born where it belongs
     parts = build.assemble(config, mesh, say)
-    make_state, target = steps.sharded_state(parts.model, parts.tx, build.first_batch(parts), config.seed, mesh)
+    make_state, target = steps.sharded_state(
+        parts.model, parts.tx, build.batch_shapes(config, parts.tower.width), config.seed, mesh
+    )
     train_step = steps.make_train_step(
         parts.model,
         parts.method,
         parts.tx,
         config,
         examples=len(parts.train),
-        tower=parts.tower,
+        tower=parts.step_tower,
         learning_rate=parts.schedule,
     )
     train_step = steps.compile_train_step(train_step, target, mesh)

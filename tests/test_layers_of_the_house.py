@@ -18,7 +18,12 @@ MAY_IMPORT = {
     "medvlp_jax/data": ("medvlp_jax.data",),
     "medvlp_jax/methods": ("medvlp_jax.methods", "medvlp_jax.encoders", "medvlp_jax.layers", "medvlp_jax.losses"),
     "medvlp_jax/interop": ("medvlp_jax.interop", "medvlp_jax.encoders"),
-    "medvlp_jax/evaluators": ("medvlp_jax.evaluators", "medvlp_jax.methods.embeddings"),
+    "medvlp_jax/evaluators": (
+        "medvlp_jax.evaluators",
+        "medvlp_jax.methods.embeddings",
+        "medvlp_jax.data.labels",
+        "medvlp_jax.heatmap",
+    ),
     "tfds_builders": ("tfds_builders", "medvlp_jax.data"),
 }
 # Heavy packages -> modules of medvlp_jax that may import them, inside functions only.

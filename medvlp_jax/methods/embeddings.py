@@ -11,11 +11,14 @@ class ImageEmbedding:
     aligned: vectors per text section that they are trained towards, e.g. `impression` -> B×V×D. Any scale.
     pooled_BxVxC: trunk features before any projection, for probes.
     levels: named feature maps, (B·V)×H×W×C, example-major.
+    regions: per text section, vectors of image regions in the space of `aligned`, for heat maps; sections whose image
+      vector has no regions are left out.
     """
 
     aligned: dict[str, Float[Array, "B V D"]]
     pooled_BxVxC: Float[Array, "B V C"]
     levels: dict[str, Array]
+    regions: dict[str, Float[Array, "B V h w D"]] = struct.field(default_factory=dict)
 
 
 @struct.dataclass

@@ -109,11 +109,16 @@ class Imitate(nn.Module):
         self.text_head = ProjectionHead(model.text_hidden, model.features, norm, dtype)
 
     def embed_image(self, image_BxVxHxWx1: Array, *, train: bool = False) -> ImageEmbedding:
-        """`aligned['findings']` is the read vector, averaged over draws; `aligned['impression']` the diagnosis."""
+        """`aligned['findings']` is the read vector, averaged over draws; `aligned['impression']` the diagnosis.
+
+        `regions["impression"]`: the diagnosis head on every place of the last map; it was trained on their mean.
+        """
         read_BxVxPxD, diagnosis_BxVxD, levels = self._image(image_BxVxHxWx1, train)
         batch, views = image_BxVxHxWx1.shape[:2]
         aligned = {"findings": jnp.mean(read_BxVxPxD, axis=2), "impression": diagnosis_BxVxD}
-        return ImageEmbedding(aligned, levels.pop("pooled").reshape(batch, views, -1), levels)
+        region_NxhxwxD = self.diagnosis_head(levels["stage4"].astype(jnp.float32), train=False)
+        regions = {"impression": region_NxhxwxD.reshape(batch, views, *region_NxhxwxD.shape[1:])}
+        return ImageEmbedding(aligned, levels.pop("pooled").reshape(batch, views, -1), levels, regions)
 
     def embed_text(self, batch: dict[str, Array], *, train: bool = False) -> TextEmbedding:
         """Text embeddings from `findings_embedding` and `impression_embedding` (frozen vectors, B×E)."""

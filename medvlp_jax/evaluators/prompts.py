@@ -1,0 +1,93 @@
+"""What to ask the text tower about each of the fourteen observations: texts that affirm it and texts that deny it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from medvlp_jax.data.labels import CHEXPERT_LABELS, position
+
+
+class Pair(NamedTuple):
+    """Texts that affirm an observation, and texts that deny it."""
+
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+
+
+PLAIN = "plain"
+ENSEMBLE = "ensemble"
+
+# What the observation is called in a report; "No Finding" is asked for as a text of its own (asking for
+# "no No Finding" inverts it).
+_WORDS = {name: name.lower() for name in CHEXPERT_LABELS} | {
+    "Support Devices": "support device",
+    "Pleural Other": "pleural thickening",
+    "Fracture": "rib fracture",
+    "Lung Lesion": "lung nodule or mass",
+}
+_POSITIVE = ("{}.", "There is {}.", "Findings are consistent with {}.", "{} is present.")
+_NEGATIVE = ("No {}.", "There is no {}.", "No evidence of {}.", "{} is absent.")
+_NORMAL = Pair(
+    ("No acute cardiopulmonary abnormality.", "Normal chest radiograph.", "The lungs are clear."),
+    ("Abnormal chest radiograph.", "There is an acute cardiopulmonary abnormality."),
+)
+
+
+def builtin(kind: str = ENSEMBLE) -> dict[str, Pair]:
+    """Prompt pairs of all observations.
+
+    Args: kind: `plain`: one pair each, "{}" and "no {}" (Tiu et al. 2022, CheXzero); `ensemble`: several templates.
+    Raises: ValueError for another kind.
+    """
+    if kind == PLAIN:
+        return {name: Pair((word,), (f"no {word}",)) for name, word in _WORDS.items()} | {
+            "No Finding": Pair(("no abnormality",), ("abnormality",))
+        }
+    if kind != ENSEMBLE:
+        raise ValueError(f"Unknown prompts {kind!r}. Choose {PLAIN}, {ENSEMBLE}, or the path of a JSON file.")
+    pairs = {
+        name: Pair(
+            tuple(_sentence(template, word) for template in _POSITIVE),
+            tuple(_sentence(template, word) for template in _NEGATIVE),
+        )
+        for name, word in _WORDS.items()
+    }
+    return pairs | {"No Finding": _NORMAL}
+
+
+def load(prompts: str | Path) -> dict[str, Pair]:
+    """Prompts by name (`plain`, `ensemble`) or from a JSON file {"Edema": {"positive": [...], "negative": [...]}}.
+
+    Raises: FileNotFoundError; ValueError for an unknown finding (with the known ones) or for missing texts.
+    """
+    if str(prompts) in (PLAIN, ENSEMBLE):
+        return builtin(str(prompts))
+    path = Path(prompts)
+    if not path.exists():
+        raise FileNotFoundError(f"No prompt file {path}. Choose {PLAIN}, {ENSEMBLE}, or a JSON file that exists.")
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(stored, Mapping) or not stored:
+        raise ValueError(f'{path} must hold an object: {{"Edema": {{"positive": ["..."], "negative": ["..."]}}}}.')
+    pairs = {}
+    for name, sides in stored.items():
+        try:
+            label = CHEXPERT_LABELS[position(name)]
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        texts = {}
+        for side in Pair._fields:
+            given = sides.get(side) if isinstance(sides, Mapping) else None
+            if not isinstance(given, list) or not given or not all(isinstance(t, str) and t.strip() for t in given):
+                raise ValueError(f"{path}: {name!r} needs a list of texts under {side!r}.")
+            texts[side] = tuple(given)
+        pairs[label] = Pair(**texts)
+    return pairs
+
+
+def _sentence(template: str, word: str) -> str:
+    text = template.format(word)
+    return text[0].upper() + text[1:]

@@ -1,0 +1,102 @@
+"""A trained run, opened without its data set: model, weights, text tower. What prediction and export start from."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from medvlp_jax import build, methods, sharding, text_tower
+from medvlp_jax import config as configs
+from medvlp_jax import step as steps
+from medvlp_jax.checkpoint import Checkpoints
+from medvlp_jax.data import preprocess
+from medvlp_jax.methods.embeddings import ImageEmbedding, TextEmbedding
+
+
+class Trained(NamedTuple):
+    """One checkpoint of a run. `variables`: `params` and `batch_stats` of the model, on the first device.
+
+    image_tower(variables, uint8 B×V×S×S×1), text_head(variables, frozen vectors N×E), encode(texts): jitted parts of
+    the two towers; `embed_images` and `embed_texts` put them together.
+    """
+
+    workdir: Path
+    step: int
+    config: Any
+    model: Any
+    variables: Any
+    tower: text_tower.TextTower
+    image_tower: Callable[[Any, Array], ImageEmbedding]
+    text_head: Callable[[Any, Array], TextEmbedding]
+    encode: Callable[[Sequence[str]], np.ndarray]
+
+    def view(self, grey_HxW: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "S S 1"]:
+        """The evaluation view of an upright grey image, 0 black: what the model was evaluated on."""
+        return evaluation_view(self.config)(grey_HxW)
+
+    def embed_images(self, view_NxSxSx1: UInt8[np.ndarray, "N S S 1"]) -> ImageEmbedding:
+        """Image tower on evaluation views; one view per image, so V is 1."""
+        return self.image_tower(self.variables, jnp.asarray(view_NxSxSx1)[:, None])
+
+    def embed_texts(self, texts: Sequence[str]) -> TextEmbedding:
+        """Text tower on texts, each read as every section that the method knows."""
+        return self.text_head(self.variables, jnp.asarray(self.encode(list(texts))))
+
+
+def open_run(workdir: str | Path, *, step: int | None = None, data_dir: str | Path | None = None) -> Trained:
+    """Opens the checkpoint of `step`, the newest by default, of a run.
+
+    Args: data_dir: where prepared data and text towers are, when they moved since training.
+    Raises: FileNotFoundError when the folder holds no run, no such checkpoint, or when the text tower is not there;
+      CheckpointError for a checkpoint that cannot be read.
+    """
+    workdir = Path(workdir)
+    config = configs.load(workdir)
+    if data_dir is not None:
+        with config.unlocked():
+            config.data.dir = str(data_dir)
+    tower = text_tower.of_config(config)
+    model = methods.get(config.method).build(config)
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        number = checkpoints.choose(step)
+        variables = checkpoints.restore_partial(number, _target(model, config, tower))
+    return Trained(
+        workdir,
+        number,
+        config,
+        model,
+        variables,
+        tower,
+        image_tower=jax.jit(lambda variables, image: model.apply(variables, image, method="embed_image")),
+        text_head=jax.jit(lambda variables, vector_NxE: embed_text_vectors(model, variables, vector_NxE)),
+        encode=text_tower.encode_function(tower),
+    )
+
+
+def evaluation_view(config: Any):
+    """The function grey uint8 [H, W] -> view uint8 [S, S, 1] of `config.image.evaluate`."""
+    string = config.image.evaluate.format(size=config.image.size, views=config.image.views)
+    ops = [op for op in preprocess.parse(string) if op.name != "decode"]
+    make = preprocess.build("|".join(map(str, ops)) + "|keep('image')")
+    return lambda grey_HxW: make({"image": grey_HxW}, np.random.default_rng(0))["image"][0]
+
+
+def embed_text_vectors(model: Any, variables: Any, vector_NxE: Float[Array, "N E"]) -> TextEmbedding:
+    """Projected text embeddings of frozen text vectors, each taken as every section."""
+    batch = {}
+    for section in steps.SECTIONS:
+        batch |= {f"{section}_embedding": vector_NxE, f"has_{section}": jnp.ones(vector_NxE.shape[0], bool)}
+    return model.apply(variables, batch, method="embed_text")
+
+
+def _target(model: Any, config: Any, tower: text_tower.TextTower) -> dict[str, Any]:
+    """Shapes of `params` and `batch_stats`, placed on the first device."""
+    batch = build.batch_shapes(config, tower.width)
+    mesh = sharding.make_mesh(1, 1, devices=jax.local_devices()[:1])
+    shapes = jax.eval_shape(lambda: steps.init_variables(model, batch, config.seed))
+    place = sharding.replicated(mesh)
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes)
