@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from medvlp_jax.evaluators.context import Context
 from medvlp_jax.evaluators.scores import Result, Score, auc, mean_over, resampling_weights, seeds_interval
@@ -32,6 +33,12 @@ def run(context: Context) -> Result:
 
 
 def probe(context: Context, protocol_name: str, score_subset: Callable, protocol: str) -> Result:
+    """Runs `_probe` on one thread: hundreds of small fits spend most of their time waking up BLAS threads."""
+    with threadpool_limits(1):
+        return _probe(context, protocol_name, score_subset, protocol)
+
+
+def _probe(context: Context, protocol_name: str, score_subset: Callable, protocol: str) -> Result:
     """The frame that probes share: findings, subsets, seeds, intervals, the raw-pixel baseline.
 
     Args: score_subset: (train features, {finding: truth}, validation Split, test features) -> {finding: score_N}.
@@ -57,7 +64,10 @@ def probe(context: Context, protocol_name: str, score_subset: Callable, protocol
             index_N = splits[0].fields["index"]
             lists[f"{percent:g}%"] = [index_N[rows].tolist() for rows in subsets]
         found = {
-            space: [_aucs(features, truths, rows, score_subset, weight_RxN) for rows in subsets]
+            # Several draws give their own interval; the bootstrap is for the single one.
+            space: [
+                _aucs(features, truths, rows, score_subset, weight_RxN[: 0 if draws > 1 else None]) for rows in subsets
+            ]
             for space, features in spaces.items()
         }
         prefix = f"{protocol_name}/{percent:g}%/auc"
