@@ -267,7 +267,7 @@ def main(argv: list[str] | None = None) -> int:
         predictor = Predictor(options.run, options.text, findings=findings, **arguments)
         _check_writable(out)
     except (ValueError, OSError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {str(error).replace('--workdir', '--run')}", file=sys.stderr)  # what training calls it
         return 1
     config, step = predictor.run.config, predictor.run.step
     header = {"run": options.run, "step": step, "data": config.data.name, "prompts": options.prompts, "note": NOTE}

@@ -7,22 +7,13 @@ import cv2
 import numpy as np
 import pytest
 from sklearn.datasets import load_sample_images
+from tiny import chest
 
 from medvlp_jax.data import film_check, images
 from tfds_builders.image_report_folder.make_dummy_data import dicom
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 FRONTAL = ("nih1000", "nih1000_64px", "lungseg800", "covid_cxr", "kermany960")
-
-
-def chest(height=200, width=180):
-    """Two dark lungs and dark air in a bright body that gets brighter downwards."""
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
-    grey = 120 + 90 * y - 110 * (np.abs(x - 0.5) > 0.15 + 0.8 * y)
-    for centre in (0.3, 0.7):
-        grey -= 90 * (((x - centre) / 0.14) ** 2 + ((y - 0.4) / 0.28) ** 2 < 1)
-    return np.clip(grey + rng.normal(0, 4, grey.shape), 5, 250).astype(np.uint8)
 
 
 def checks(grey):
