@@ -10,18 +10,16 @@ Zero-shot scores of findings, cosines with texts, and heat maps, for DICOM, PNG 
 """
 
 import argparse
-import dataclasses
 import json
 import os
-import re
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from absl import logging
-from jaxtyping import Float, UInt8
 
 from medvlp_jax import heat_picture, trained
 from medvlp_jax.checkpoint import CheckpointError
@@ -31,9 +29,10 @@ from medvlp_jax.data.view_geometry import view_to_image
 from medvlp_jax.evaluators import prompts as prompt_pairs
 from medvlp_jax.evaluators.pair_scores import pair_scores
 from medvlp_jax.heatmap import similarity_map, unit
+from medvlp_jax.prediction import FindingScore, Prediction, TextScore
 
 NOTE = "Scores order images by a finding; they are not calibrated probabilities and not for diagnosis."
-LEAST_SPAN = 0.1  # of a colour scale: smaller differences than that stay pale
+PHANTOM_NOTE = "This run has seen drawn phantoms only: what it says about radiographs means nothing."
 FIXES = {
     "missing_file": "Check the path.",
     "empty_file": "Copy the file again.",
@@ -43,92 +42,6 @@ FIXES = {
     "multi_frame": "Export the frame you want as a file of its own.",
     "blank_image": "There is nothing to see in it.",
 }
-
-
-class FindingScore(NamedTuple):
-    """Cosines with the affirming and the denying texts, and score = sigmoid(positive - negative)."""
-
-    finding: str
-    score: float
-    positive: float
-    negative: float
-
-
-class TextScore(NamedTuple):
-    """Cosine of an image with a text."""
-
-    text: str
-    cosine: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """What a run says about one image: both lists are sorted, highest first.
-
-    finding_maps, text_maps: h×w over the evaluation view, where the method has regions: cosine of each region with the
-    affirming minus with the denying texts, and with each text. picture: the image at display size.
-    """
-
-    image: str
-    doubts: list[film_check.Doubt]
-    findings: list[FindingScore]
-    texts: list[TextScore]
-    finding_maps: dict[str, Float[np.ndarray, "h w"]]
-    text_maps: dict[str, Float[np.ndarray, "h w"]]
-    picture: UInt8[np.ndarray, "H W"]
-    image_shape: tuple[int, int]
-    view_size: int
-    view_to_image: Float[np.ndarray, "3 3"]
-
-    def save_maps(self, folder: str | Path, *, top: int = 3, name: str = "") -> list[Path]:
-        """Writes `<name>-<finding>.png` for the `top` findings and `<name>-text<n>-<words>.png` for every text.
-
-        Colours mean the same in all finding maps of an image, and in all its text maps. Args: name: default: that of
-        the image file. Raises: OSError when the folder cannot be written.
-        """
-        name, folder = name or Path(self.image).stem, Path(folder)
-        shown = [f for f in self.findings if f.finding in self.finding_maps and f.finding != "No Finding"][:top]
-        # Only what is nearer to the affirming texts is coloured; for a text, the half of all places nearest to it.
-        finding_scale = (0.0, _top(0.0, [self.finding_maps[f.finding] for f in shown]))
-        middle = float(np.median(list(self.text_maps.values()))) if self.text_maps else 0.0
-        text_scale = (middle, _top(middle, self.text_maps.values()))
-        jobs = [
-            (
-                f"{name}-{_slug(f.finding)}.png",
-                self.finding_maps[f.finding],
-                finding_scale,
-                f"{f.finding}: score {f.score:.3f}",
-                "Colour: cosine of a place with the affirming texts minus that with the denying ones, where above 0.",
-            )
-            for f in shown
-        ]
-        cosines = dict(self.texts)
-        jobs += [
-            (
-                f"{name}-text{n}-{_slug(text)}.png",
-                heat_hxw,
-                text_scale,
-                f"{text}  cosine {cosines[text]:+.3f}",
-                "Colour: cosine of a place with the text, where above the median.",
-            )
-            for n, (text, heat_hxw) in enumerate(self.text_maps.items(), start=1)
-        ]
-        if jobs:
-            folder.mkdir(parents=True, exist_ok=True)
-        place = (self.view_size, self.view_to_image, self.image_shape, self.picture.shape)
-        for file, heat_hxw, scale, *caption in jobs:
-            heat_HxW = heat_picture.onto_image(heat_hxw, *place)
-            heat_picture.save_png(folder / file, heat_picture.draw(self.picture, heat_HxW, *scale, caption))
-        return [folder / file for file, *_ in jobs]
-
-    def as_dict(self) -> dict[str, Any]:
-        """What JSON can hold of it: no maps."""
-        return {
-            "image": self.image,
-            "warnings": [doubt._asdict() for doubt in self.doubts],
-            "findings": [finding._asdict() for finding in self.findings],
-            "texts": [text._asdict() for text in self.texts],
-        }
 
 
 class Predictor:
@@ -193,6 +106,7 @@ class Predictor:
                 text_maps[text] = similarity_map(region_hxwxD, vector_D)
         return Prediction(
             image=os.fspath(image),
+            section=section,
             doubts=doubts,
             findings=sorted(findings, key=lambda f: -f.score),
             texts=sorted(texts, key=lambda t: -t.cosine),
@@ -210,8 +124,8 @@ class Predictor:
             length = self.run.tower.tokenizer.length(text)
             if length > limit:
                 raise ValueError(
-                    f"{name[0].upper()}{name[1:]} {_shorten(text)!r} has {length} tokens; this run takes {limit} "
-                    "(text.max_length). Shorten it, or give its sentences as texts of their own."
+                    f"{name[0].upper()}{name[1:]} {textwrap.shorten(text, 40)!r} has {length} tokens; this run takes "
+                    f"{limit} (text.max_length). Shorten it, or give its sentences as texts of their own."
                 )
 
 
@@ -222,19 +136,6 @@ def _chosen(pairs: dict[str, prompt_pairs.Pair], findings: Sequence[str], prompt
     if missing:
         raise ValueError(f"{prompts} has no prompts for {missing[0]!r}. It has: {', '.join(pairs)}.")
     return {name: pairs[name] for name in names}
-
-
-def _top(low: float, maps: Iterable[Float[np.ndarray, "h w"]]) -> float:
-    """The hottest value of maps, at least LEAST_SPAN above `low`."""
-    return max(low + LEAST_SPAN, *(float(heat_hxw.max()) for heat_hxw in maps), low)
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:40].strip("-") or "text"
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 # ---- command line -----------------------------------------------------------
@@ -270,7 +171,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {str(error).replace('--workdir', '--run')}", file=sys.stderr)  # what training calls it
         return 1
     config, step = predictor.run.config, predictor.run.step
-    header = {"run": options.run, "step": step, "data": config.data.name, "prompts": options.prompts, "note": NOTE}
+    note = f"{NOTE} {PHANTOM_NOTE}" if config.data.name.startswith("cxr_phantom") else NOTE
+    header = {"run": options.run, "step": step, "data": config.data.name, "prompts": options.prompts, "note": note}
     if not options.json:
         print(f"{options.run} at step {step}, trained on {config.data.name}; prompts: {options.prompts}")
     done: list[Prediction] = []
@@ -301,7 +203,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"\nimages nearest to {ranking['text']!r}")
             print("\n".join(f"  {entry['cosine']:+.3f}  {entry['image']}" for entry in ranking["images"]))
         if done:
-            print(f"\n{NOTE}")
+            print(f"\n{note}")
     if failures:
         print(f"{len(failures)} of {len(options.images)} images could not be read or drawn.", file=sys.stderr)
     return int(bool(failures))

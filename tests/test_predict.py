@@ -54,7 +54,7 @@ def call(capsys, *arguments):
 
 def test_a_prediction(predictor, film):
     got = predictor(film)
-    assert got.image == str(film)
+    assert (got.image, got.section) == (str(film), "impression")
     assert got.doubts == []
     assert {f.finding for f in got.findings} == set(CHEXPERT_LABELS)
     assert [f.score for f in got.findings] == sorted((f.score for f in got.findings), reverse=True)
@@ -134,7 +134,7 @@ def test_json_holds_everything_and_bad_files_do_not_stop_the_others(run, film, t
     assert status == 1
     document = json.loads(printed)
     assert document["step"] == 4
-    assert document["note"] == predict.NOTE
+    assert document["note"] == f"{predict.NOTE} {predict.PHANTOM_NOTE}"
     assert list(document["failures"]) == bad
     good, doubtful = document["images"]
     assert good["warnings"] == []
