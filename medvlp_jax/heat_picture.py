@@ -72,10 +72,11 @@ def draw(
         corners = (int(columns[0]), int(rows[0])), (int(columns[-1]), int(rows[-1]))
         cv2.rectangle(picture, *corners, (150, 150, 150), 1)
     lines = [part for line in caption for part in textwrap.wrap(line, max(20, (width + _BAR) // 7))[:3]]
-    canvas = np.zeros((height + _LINE * len(lines) + 8, width + _BAR, 3), np.uint8)
+    body = max(height, 120)  # the scale needs that much
+    canvas = np.zeros((body + _LINE * len(lines) + 8, width + _BAR, 3), np.uint8)
     canvas[:height, :width] = picture
     # The scale shows the colours as they come out over a middle grey.
-    top, bottom = 24, height - 24
+    top, bottom = 24, body - 24
     ramp = np.repeat(np.linspace(high, low, bottom - top)[:, None], 18, axis=1)
     canvas[top:bottom, width + 8 : width + 26] = overlay(np.full(ramp.shape, 96, np.uint8), ramp, low=low, high=high)
     image = Image.fromarray(canvas)
@@ -86,7 +87,7 @@ def draw(
             (width + 31, top + share * (bottom - top) - 9), f"{round(value, 2) + 0.0:+.2f}", fill="white", font=_FONT
         )
     for i, line in enumerate(lines):
-        pen.text((6, height + 4 + _LINE * i), line, fill="white", font=_FONT)
+        pen.text((6, body + 4 + _LINE * i), line, fill="white", font=_FONT)
     return np.asarray(image)
 
 

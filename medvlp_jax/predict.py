@@ -12,12 +12,14 @@ Zero-shot scores of findings, cosines with texts, and heat maps, for DICOM, PNG 
 import argparse
 import json
 import os
+import signal
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from absl import logging
 
@@ -185,6 +187,8 @@ def main(argv: list[str] | None = None) -> int:
             failures[image] = f"{error.reason} ({error.detail}). {FIXES.get(error.reason, '')}".rstrip()
         except OSError as error:
             failures[image] = f"its heat maps cannot be written: {error}. Choose another --out."
+        except (ValueError, cv2.error) as error:
+            failures[image] = f"the view of the model cannot be made: {' '.join(str(error).split())}"
         else:
             done.append(prediction)
             records.append({**prediction.as_dict(), "maps": [str(path) for path in paths]})
@@ -247,4 +251,5 @@ def _check_writable(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no error
     sys.exit(main())

@@ -59,7 +59,9 @@ class Prediction:
         the image file. Raises: OSError when the folder cannot be written.
         """
         name, folder = name or Path(self.image).stem, Path(folder)
-        shown = [f for f in self.findings if f.finding in self.finding_maps and f.finding != "No Finding"][:top]
+        shown = [f for f in self.findings if f.finding in self.finding_maps and f.finding != "No Finding"][
+            : max(top, 0)
+        ]
         # Only what is nearer to the affirming texts is coloured; for a text, the half of all places nearest to it.
         finding_scale = (0.0, _top(0.0, [self.finding_maps[f.finding] for f in shown]))
         middle = float(np.median(list(self.text_maps.values()))) if self.text_maps else 0.0

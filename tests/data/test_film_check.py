@@ -56,6 +56,12 @@ def test_photographs(photograph):
     assert found[0] == "colour"
 
 
+@pytest.mark.parametrize("shape", [(1, 500), (2, 2), (3000, 9)], ids=str)
+def test_shapes_that_no_film_has(shape):
+    data = images.encode_png(np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8))
+    assert film_check.check_file(data, images.read_image(data))[0].check == "tiny"
+
+
 def test_a_grey_film_saved_with_three_channels_is_not_coloured():
     data = cv2.imencode(".jpg", np.repeat(chest()[..., None], 3, axis=2))[1].tobytes()
     assert film_check.check_file(data, images.read_image(data)) == []
