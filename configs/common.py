@@ -122,6 +122,7 @@ def base() -> ConfigDict:
     config.evaluation.data = ""  # score another prepared data set than the run's own (--mode eval)
     config.evaluation.section = ""  # text space of zero-shot and grounding; "": the method's choice
     config.evaluation.prompts = "ensemble"  # plain, ensemble, or the path of a JSON file
+    config.evaluation.findings = ()  # labels that means are taken over; (): all with both classes
     config.evaluation.uncertain = "drop"  # drop, positive, negative
     config.evaluation.fractions = (1.0, 10.0, 100.0)  # percent of the training patients, for probes
     config.evaluation.seeds = 5

@@ -98,6 +98,7 @@ class Scorer:
             settings=Settings(
                 **{name: settings[name] for name in ("section", "prompts", "uncertain", "seeds", "resamples")},
                 fractions=tuple(settings.fractions),
+                findings=tuple(settings.findings),
             ),
             baselines=baselines,
         )

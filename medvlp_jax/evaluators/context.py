@@ -32,12 +32,14 @@ class Settings:
     """How to judge: the fields of `config.evaluation` that evaluators read.
 
     section: text section whose space zero-shot and grounding use; "" for the one that has regions, else the last.
-    prompts: `plain`, `ensemble` or the path of a JSON file. uncertain: `drop`, `positive` or `negative` labels.
+    prompts: `plain`, `ensemble` or the path of a JSON file. findings: CheXpert names that means are taken over; () for
+    all but No Finding. uncertain: `drop`, `positive` or `negative` labels.
     fractions: percent of training patients for probes. seeds: subsets per fraction below 100. resamples: bootstrap.
     """
 
     section: str = ""
     prompts: str = "ensemble"
+    findings: Sequence[str] = ()
     uncertain: str = "drop"
     fractions: Sequence[float] = (1.0, 10.0, 100.0)
     seeds: int = 5

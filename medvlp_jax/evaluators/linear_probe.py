@@ -1,17 +1,16 @@
 """Linear probe: how much of the labels a linear model reads from the frozen trunk's pooled features."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from medvlp_jax.evaluators.context import Context
-from medvlp_jax.evaluators.scores import Result, Score, auc, mean_over, resampling_weights, seeds_interval
+from medvlp_jax.evaluators.scores import Result, Score, auc, resampling_weights, seeds_interval, with_mean
 from medvlp_jax.evaluators.subsets import patient_subset
-from medvlp_jax.evaluators.truth import Truth, judged, truth_of
-from medvlp_jax.evaluators.zero_shot import with_mean
+from medvlp_jax.evaluators.truth import Truth, averaged, judged, truth_of
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # of the inverse L2 penalty, chosen by mean AUC on validation
 PIXEL_COMPONENTS = 60
@@ -34,6 +33,8 @@ def run(context: Context) -> Result:
 
 def probe(context: Context, protocol_name: str, score_subset: Callable, protocol: str) -> Result:
     """Runs `_probe` on one thread: hundreds of small fits spend most of their time waking up BLAS threads."""
+    import sklearn.linear_model  # noqa: F401 - the limit holds for the libraries that are loaded
+
     with threadpool_limits(1):
         return _probe(context, protocol_name, score_subset, protocol)
 
@@ -71,7 +72,7 @@ def _probe(context: Context, protocol_name: str, score_subset: Callable, protoco
             for space, features in spaces.items()
         }
         prefix = f"{protocol_name}/{percent:g}%/auc"
-        by_space = {space: _summary(prefix, results, truths[2]) for space, results in found.items()}
+        by_space = {space: _summary(prefix, results, truths[2], settings.findings) for space, results in found.items()}
         for score in by_space["pooled"].values():
             raw = by_space.get("pixels", {}).get(score.name)
             extra = {"raw_pixels": raw.value, "raw_interval": raw.interval} if raw else {}
@@ -91,17 +92,15 @@ def _aucs(features, truths, rows, score_subset, weight_RxN) -> tuple[dict[str, f
     return values, resampled
 
 
-def _summary(prefix: str, results: list, test_truth: Mapping[str, Truth]) -> dict[str, Score]:
+def _summary(prefix: str, results: list, test_truth: Mapping[str, Truth], wanted: Sequence[str]) -> dict[str, Score]:
     """Scores by name: bootstrap interval for one fit, interval over the draws for several."""
     counts = {n: int(t.keep_N.sum()) for n, t in test_truth.items()}
+    over = averaged(results[0][0], wanted)
     if len(results) == 1:
-        values, resampled = results[0]
-        return {s.name: s for s in with_mean(prefix, values, resampled, counts, chance=0.5)}
+        return {s.name: s for s in with_mean(prefix, *results[0], counts, over, chance=0.5)}
     scores = {}
-    names = list(results[0][0])
-    findings = [n for n in names if n != "No Finding"] or names
-    per_draw = {n: [values[n] for values, _ in results] for n in names}
-    for label, draws in {"mean": list(mean_over({n: per_draw[n] for n in findings})), **per_draw}.items():
+    per_draw = {n: [values[n] for values, _ in results] for n in results[0][0]}
+    for label, draws in {"mean": np.mean([per_draw[n] for n in over], axis=0).tolist(), **per_draw}.items():
         count = max(counts.values()) if label == "mean" else counts[label]
         name = f"{prefix}/{label}"
         scores[name] = Score(name, float(np.mean(draws)), count, seeds_interval(draws), 0.5, seeds=len(draws))

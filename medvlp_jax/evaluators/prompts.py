@@ -43,14 +43,20 @@ _TERMS: dict[str, tuple[str, ...]] = {
         "support device",
     ),
 }
-# Severities and sides as in radiologists' lists (GLoRIA, Huang et al. 2021, crosses severity, kind and place).
-_POSITIVE = ("{}.", "There is {}.", "Mild {}.", "Moderate {}.", "Severe {}.", "Left {}.", "Right {}.")
-_NEGATIVE = ("No {}.", "There is no {}.", "No evidence of {}.")
+# Crossed with severity and side, as radiologists' lists are in GLoRIA (Huang et al. 2021): single words lie far from
+# whole reports in the space of a text tower, sentences of a report do not.
+_POSITIVE = ("{}.", "There is {}.")
+_SEVERITIES = ("", "small", "moderate", "large", "mild", "severe")
+_SIDES = ("", "left", "right")
+_NEGATIVE = ("No {}.", "There is no {}.", "No evidence of {}.", "Negative for {}.")
 _NORMAL = (
     "No acute cardiopulmonary abnormality.",
     "No acute intrathoracic process.",
     "Normal chest radiograph.",
     "The lungs are clear.",
+    "The heart size is normal. The lungs are clear.",
+    "No pleural effusion or pneumothorax.",
+    "No focal consolidation, pleural effusion or pneumothorax.",
 )
 _ABNORMAL = ("Abnormal chest radiograph.", "There is an acute cardiopulmonary abnormality.")
 
@@ -68,13 +74,18 @@ def builtin(kind: str = ENSEMBLE) -> dict[str, Pair]:
         }
     if kind != ENSEMBLE:
         raise ValueError(f"Unknown prompts {kind!r}. Choose {PLAIN}, {ENSEMBLE}, or the path of a JSON file.")
-    pairs = {
-        name: Pair(
-            tuple(_sentence(template, term) for term in terms for template in _POSITIVE),
+    pairs = {}
+    for name, terms in _TERMS.items():
+        phrases = [
+            " ".join(f"{severity} {side} {term}".split())
+            for term in terms
+            for severity in _SEVERITIES
+            for side in _SIDES
+        ]
+        pairs[name] = Pair(
+            tuple(_sentence(template, phrase) for phrase in phrases for template in _POSITIVE),
             tuple(_sentence(template, term) for term in terms for template in _NEGATIVE) + _NORMAL,
         )
-        for name, terms in _TERMS.items()
-    }
     return pairs | {"No Finding": Pair(_NORMAL, _ABNORMAL)}
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -166,6 +166,24 @@ def best_threshold(truth_N: NDArray, score_N: NDArray, measure: str = "mcc") -> 
     return float(candidates_T[int(np.argmax(value_T))])
 
 
-def mean_over(values: Mapping[str, Any], combine: Callable = np.mean) -> Any:
-    """Mean over findings, of numbers or of bootstrap rows."""
-    return combine(np.stack([np.asarray(v) for v in values.values()]), axis=0)
+def with_mean(
+    prefix: str,
+    values: Mapping[str, float],
+    rows: Mapping[str, NDArray],
+    counts: Mapping[str, int],
+    over: Sequence[str],
+    *,
+    chance: float | None = None,
+    variant: str = "",
+) -> list[Score]:
+    """`<prefix>/mean` over some findings and `<prefix>/<finding>` of all, with bootstrap intervals.
+
+    Args: values, rows, counts: per finding its value, its values in the bootstrap resamples, and examples behind it.
+    """
+    value = float(np.mean([values[name] for name in over]))
+    interval = percentile_interval(np.mean([rows[name] for name in over], axis=0))
+    scores = [Score(f"{prefix}/mean", value, max(counts.values()), interval, chance, variant=variant)]
+    for name in values:
+        interval = percentile_interval(rows[name])
+        scores.append(Score(f"{prefix}/{name}", values[name], counts[name], interval, chance, variant=variant))
+    return scores

@@ -1,12 +1,12 @@
 """From record labels to yes and no: which findings a split can judge, and by which images."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medvlp_jax.data.labels import CHEXPERT_LABELS, PRESENT, UNCERTAIN
+from medvlp_jax.data.labels import CHEXPERT_LABELS, PRESENT, UNCERTAIN, position
 
 UNCERTAIN_POLICIES = ("drop", "positive", "negative")
 # Parents of other findings and what is no finding at all: they do not make an image one of several classes.
@@ -45,6 +45,22 @@ def judged(labels: Sequence[NDArray], uncertain: str, skipped: dict[str, str]) -
             continue
         kept = next(t.truth_N[t.keep_N] for t in truths if not t.both)
         skipped[name] = "no image to judge" if not len(kept) else f"every image {'has' if kept.all() else 'lacks'} it"
+
+
+def averaged(names: Iterable[str], wanted: Sequence[str]) -> list[str]:
+    """Those of the judged findings that a mean is taken over: the wanted ones, or all but No Finding.
+
+    Raises: ValueError for names that are no labels, or when none of the wanted findings can be judged.
+    """
+    wanted = [CHEXPERT_LABELS[position(name)] for name in wanted]
+    names = list(names)
+    chosen = [name for name in names if name in wanted] if wanted else [name for name in names if name != "No Finding"]
+    if wanted and not chosen:
+        raise ValueError(
+            f"None of evaluation.findings {', '.join(wanted)} can be judged here. Judged: {', '.join(names)}. "
+            "Use --config.evaluation.findings='()' for all."
+        )
+    return chosen or names
 
 
 def single_class(labels_Nx14: NDArray) -> NDArray[np.int64]:

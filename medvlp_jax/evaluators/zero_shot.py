@@ -16,11 +16,10 @@ from medvlp_jax.evaluators.scores import (
     best_threshold,
     f1_and_mcc,
     mean_interval,
-    mean_over,
-    percentile_interval,
     resampling_weights,
+    with_mean,
 )
-from medvlp_jax.evaluators.truth import judged, single_class, truth_of
+from medvlp_jax.evaluators.truth import averaged, judged, single_class, truth_of
 
 PROTOCOL = (
     "Score of a finding: sigmoid of cos(image, affirming text) - cos(image, denying text), no logit scale; "
@@ -62,6 +61,7 @@ def run(context: Context) -> Result:
         count=round(float(np.mean([len(side) for pair in pairs.values() for side in pair])), 1),
         section=section,
         uncertain=settings.uncertain,
+        over=", ".join(settings.findings) or "all findings but No Finding",
         validation=tuned or "(none)",
     )
     return Result(scores, protocol, skipped)
@@ -91,22 +91,8 @@ def _aucs(measure, rule, features, section, names, sides, settings, weight_RxN) 
         values[name] = float(auc(truth_N[keep_N], score_N[keep_N]))
         rows[name] = auc(truth_N[keep_N], score_N[keep_N], weight_RxN[:, keep_N])
         counts[name] = int(keep_N.sum())
-    return with_mean(f"zero_shot/{measure}", values, rows, counts, chance=0.5)
-
-
-def with_mean(
-    prefix: str, values: dict, rows: dict, counts: dict, *, chance: float | None = None, variant: str = ""
-) -> list[Score]:
-    """`<prefix>/mean` over the findings (without No Finding) and `<prefix>/<finding>`, with bootstrap intervals."""
-    scores = []
-    findings = [name for name in values if name != "No Finding"] or list(values)
-    value = float(mean_over({n: values[n] for n in findings}))
-    interval = percentile_interval(mean_over({n: rows[n] for n in findings}))
-    scores.append(Score(f"{prefix}/mean", value, max(counts.values()), interval, chance, variant=variant))
-    for name in values:
-        interval = percentile_interval(rows[name])
-        scores.append(Score(f"{prefix}/{name}", values[name], counts[name], interval, chance, variant=variant))
-    return scores
+    over = averaged(names, settings.findings)
+    return with_mean(f"zero_shot/{measure}", values, rows, counts, over, chance=0.5)
 
 
 def _decisions(tuning: Features, features: Features, section, names, sides, settings, weight_RxN) -> list[Score]:
@@ -137,7 +123,8 @@ def _decisions(tuning: Features, features: Features, section, names, sides, sett
     for kind in ("f1", "mcc", "f1_test_threshold", "mcc_test_threshold"):
         if kind in results:
             variant = "as_published" if kind.endswith("test_threshold") else "corrected"
-            scores += with_mean(f"zero_shot/{kind}", *results[kind], variant=variant)
+            over = averaged(results[kind][0], settings.findings)
+            scores += with_mean(f"zero_shot/{kind}", *results[kind], over, variant=variant)
     return scores
 
 
