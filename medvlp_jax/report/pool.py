@@ -1,0 +1,121 @@
+"""Test records through a trained run: the vectors, scores and maps that pictures are made of."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medvlp_jax import build
+from medvlp_jax.data.labels import CHEXPERT_LABELS
+from medvlp_jax.data.preprocess import decode_grey
+from medvlp_jax.data.records import RecordSource, text_hash
+from medvlp_jax.data.sections import apply_policy
+from medvlp_jax.data.text_cache import TextCache
+from medvlp_jax.evaluators import prompts
+from medvlp_jax.evaluators.pair_scores import pair_scores
+from medvlp_jax.heatmap import similarity_map, unit
+from medvlp_jax.trained import Trained
+
+SIZE = 1000  # records at most, the first of the split
+BATCH = 32
+
+
+class Pool(NamedTuple):
+    """N test records. F findings of CHEXPERT_LABELS.
+
+    parts: per section image vectors N×D, text vectors N×D, flags N. report_N: equal numbers, equal reports.
+    score_NxF: zero-shot score. map_NxhxwxF: cosine of regions with affirming minus denying texts, or None.
+    section: the text section whose space zero-shot scores and maps use.
+    """
+
+    records: list[dict[str, Any]]
+    view_NxSxSx1: NDArray[np.uint8]
+    parts: list[tuple[NDArray, NDArray, NDArray]]
+    report_N: NDArray[np.int64]
+    labels_NxF: NDArray[np.int8]
+    public_N: NDArray[np.bool_]
+    score_NxF: NDArray[np.float64]
+    map_NxhxwxF: NDArray[np.float32] | None
+    aligned_NxD: NDArray[np.float32]
+    section: str
+
+
+def embed(run: Trained, source: RecordSource, *, kind: str = prompts.ENSEMBLE, say: Callable[[str], None]) -> Pool:
+    """Embeds the first records of a split, and the built-in prompts of each finding.
+
+    Args: kind: of prompts. Raises: ValueError for a record that cannot be read.
+    """
+    count = min(len(source), SIZE)
+    say(f"report    embedding {count} images of the {source.split} split")
+    records = [source[i] for i in range(count)]
+    view_NxSxSx1 = np.stack([run.view(decode_grey(record["image"])) for record in records])
+    text = _texts(run, source, records)
+    pairs = prompts.builtin(kind)
+    asked = [words for name in CHEXPERT_LABELS for side in pairs[name] for words in side]
+    asked_vectors = {s: np.asarray(v) for s, v in run.embed_texts(asked).aligned.items()}
+    section, sides, image, maps = "", [], {}, []
+    for start in range(0, count, BATCH):
+        batch = view_NxSxSx1[start : start + BATCH]
+        # Always full batches: one compilation.
+        padded = np.concatenate([batch, np.repeat(batch[-1:], BATCH - len(batch), axis=0)])
+        embedding = run.embed_images(padded)
+        section = next(iter(embedding.regions), "") or list(embedding.aligned)[-1]
+        sides = sides or _sides(asked_vectors[section], pairs)
+        for name, vector in embedding.aligned.items():
+            image.setdefault(name, []).append(np.asarray(vector)[: len(batch), 0])
+        if section in embedding.regions:
+            maps.append(_maps(np.asarray(embedding.regions[section])[: len(batch), 0], sides))
+    image = {name: np.concatenate(parts) for name, parts in image.items()}
+    names = [name for name in text if name in image]
+    scores = [pair_scores(image[section], *side).score_N for side in sides]
+    return Pool(
+        records=[{k: v for k, v in record.items() if k not in ("masks", "lung_mask")} for record in records],
+        view_NxSxSx1=view_NxSxSx1,
+        parts=[(image[name], *text[name][:2]) for name in names],
+        report_N=np.unique(np.stack([text[name][2] for name in names]), axis=1, return_inverse=True)[1].reshape(-1),
+        labels_NxF=np.stack([record["labels"] for record in records]),
+        public_N=np.array([bool(record["public"]) for record in records]),
+        score_NxF=np.stack(scores, axis=1),
+        map_NxhxwxF=np.concatenate(maps) if maps else None,
+        aligned_NxD=unit(image[section]),
+        section=section,
+    )
+
+
+def _texts(run: Trained, source: RecordSource, records: Sequence[dict[str, Any]]) -> dict[str, tuple[NDArray, ...]]:
+    """Per section: vectors N×D of the records' own texts, whether they have one, and the hash of the text or -1."""
+    policy = run.config.text.missing
+    rows = [apply_policy(record["findings"], record["impression"], policy) for record in records]
+    sections = [name.removeprefix("has_") for name in rows[0] if name.startswith("has_")]
+    texts = sorted({row[section] for row in rows for section in sections})
+    folder = build.text_cache_folder(run.config, run.tower, source)
+    if (folder / "complete").exists():
+        cache = TextCache.open(folder, run.tower.key)
+        frozen = np.stack([cache.lookup(text) for text in texts])
+    else:
+        frozen = np.concatenate([run.encode(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)])
+    aligned = run.text_head(run.variables, frozen).aligned
+    place = {text: i for i, text in enumerate(texts)}
+    found = {}
+    for section in (name for name in sections if name in aligned):
+        has_N = np.array([bool(row[f"has_{section}"]) for row in rows])
+        vector_NxD = np.asarray(aligned[section])[[place[row[section]] for row in rows]]
+        hash_N = np.array([text_hash(row[section]) if has else -1 for row, has in zip(rows, has_N, strict=True)])
+        found[section] = (vector_NxD, has_N, hash_N)
+    return found
+
+
+def _sides(vector_TxD: NDArray, pairs: dict[str, prompts.Pair]) -> list[tuple[NDArray, NDArray]]:
+    sides, start = [], 0
+    for name in CHEXPERT_LABELS:
+        middle = start + len(pairs[name].positive)
+        end = middle + len(pairs[name].negative)
+        sides.append((vector_TxD[start:middle], vector_TxD[middle:end]))
+        start = end
+    return sides
+
+
+def _maps(region_BxhxwxD: NDArray, sides: Sequence[tuple[NDArray, NDArray]]) -> NDArray[np.float32]:
+    texts = [[unit(side).mean(axis=0) for side in pair] for pair in sides]
+    return np.stack([similarity_map(region_BxhxwxD, affirm, deny) for affirm, deny in texts], axis=-1)
