@@ -9,6 +9,7 @@ from medvlp_jax.report.run_folder import NOT_TERMS, Run
 from medvlp_jax.report.scores import TITLES, Score
 
 SERIES = 6  # colours that a chart can tell apart
+NAME = 24  # characters of a name in a legend
 
 # Stand-ins that matplotlib draws with -> variables of the page's style sheet.
 _COLOURS = {"#010a01": "--ink", "#010a02": "--quiet", "#010a03": "--line"} | {
@@ -126,10 +127,11 @@ def draw(series: Sequence[Series], *, log: bool = False, mark: str = "c") -> str
         "axes.spines.right": False,
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(4.7, 3.1), layout="constrained")
+        figure = Figure(figsize=(4.7, 2.7 + 0.2 * ((len(series) + 1) // 2)), layout="constrained")
         axes = figure.add_subplot()
         for i, (name, x, y) in enumerate(series):
-            name = name.replace("$", r"\$")  # no formulas
+            name = name if len(name) <= NAME else f"{name[: NAME // 2]}…{name[-NAME // 2 + 1 :]}"
+            name = " " + name.replace("$", r"\$")  # no formulas; names with a leading _ would be left out
             colour, dash = _PALETTE[i % SERIES], _DASHES[i % len(_DASHES)]
             marker = "o" if len(x) < 15 else None
             axes.plot(x, y, color=colour, linestyle=dash, linewidth=1.6, marker=marker, markersize=3.5, label=name)

@@ -164,7 +164,7 @@ def _heat_maps(embedded: pool.Pool, run: Any, row: int, findings: Sequence[int])
         heat_SxS = upsample(embedded.map_NxhxwxF[row, ..., f], view_SxS.shape)
         picture = overlay(view_SxS, heat_SxS, low=low, high=high, boxes=boxes, scale=_scale(view_SxS), opacity=0.55)
         entry = {"finding": CHEXPERT_LABELS[f], "picture": _jpeg(picture), "boxes": len(boxes)}
-        maps.append(entry | {"low": round(low, 3), "high": round(high, 3)})
+        maps.append(entry | {"low": round(low, 6), "high": round(high, 6)})
     return maps
 
 

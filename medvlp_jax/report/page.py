@@ -177,7 +177,7 @@ def _render(template: str, **values: Any) -> str:
         undefined=jinja2.StrictUndefined,
     )
     templates.globals.update(show=scores.show, show_interval=scores.show_interval)
-    templates.filters.update(clock=clock, dots=_dots, hundredths=lambda value: f"{value:z.2f}".replace("-", "−"))
+    templates.filters.update(clock=clock, dots=_dots, brief=lambda value: f"{value:z.2g}".replace("-", "−"))
     return templates.get_template(template).render(environment=environment(), **values)
 
 
