@@ -1,6 +1,6 @@
 """Where in an image a text is seen: cosine of image regions with a text, as a map over the evaluation view."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -71,28 +71,3 @@ def overlay(
         cv2.rectangle(picture, *corners, (0, 0, 0), thickness + 2)  # a dark rim, so that bone does not hide the line
         cv2.rectangle(picture, *corners, (255, 255, 255), thickness)
     return picture
-
-
-def box_in_view(
-    view: Callable[[UInt8[np.ndarray, "H W"]], UInt8[np.ndarray, "S S 1"]],
-    image_shape: tuple[int, int],
-    box: Sequence[float],
-) -> tuple[float, float, float, float] | None:
-    """A box of an image in the frame of its evaluation view, None when it lies outside.
-
-    The box goes through the view as a picture, so that whatever crops and scales the image crops and scales it too.
-
-    Args: view: image -> evaluation view, one whose geometry does not depend on pixel values. box: [ymin, xmin, ymax,
-      xmax] in 0..1, as the result.
-    """
-    height, width = image_shape
-    corners = np.clip(box, 0, 1) * (height, width, height, width)
-    top, left, bottom, right = (int(corner) for corner in np.round(corners))
-    mask_HxW = np.zeros((height, width), np.uint8)
-    mask_HxW[top : max(bottom, top + 1), left : max(right, left + 1)] = 255
-    inside_SxS = view(mask_HxW)[..., 0] > 127
-    if not inside_SxS.any():
-        return None
-    rows, columns = np.flatnonzero(inside_SxS.any(axis=1)), np.flatnonzero(inside_SxS.any(axis=0))
-    high, wide = inside_SxS.shape
-    return rows[0] / high, columns[0] / wide, (rows[-1] + 1) / high, (columns[-1] + 1) / wide

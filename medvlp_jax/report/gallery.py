@@ -15,12 +15,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from medvlp_jax.data.labels import CHEXPERT_LABELS, PRESENT, label_states
+from medvlp_jax.data.labels import CHEXPERT_LABELS, NOT_MENTIONED, PRESENT, label_states
 from medvlp_jax.data.preprocess import decode_grey
 from medvlp_jax.data.records import RecordSource
-from medvlp_jax.evaluators import prompts
+from medvlp_jax.data.view_geometry import box_in_view, view_to_image
 from medvlp_jax.evaluators.retrieval import image_to_text_places, scores_against_texts
-from medvlp_jax.heatmap import box_in_view, overlay, upsample
+from medvlp_jax.heatmap import overlay, upsample
 from medvlp_jax.report import pick, pool
 
 FILE = "gallery.json"
@@ -55,7 +55,7 @@ def gallery(
         raise ValueError(f"The {source.split} split of {source.name} is empty.")
     made = {"key": key, "step": run.step, "data": source.name, "split": source.split, "records": len(source)}
     embedded = pool.embed(run, source, say=say)
-    made |= {"pool": len(embedded.records), "section": embedded.section, "prompts": prompts.ENSEMBLE}
+    made |= {"pool": len(embedded.records), "section": embedded.section, "prompts": embedded.prompts}
     made |= {"public": int(embedded.public_N.sum()), "rule": pick.RULE}
     made |= {"cards": _cards(embedded, run), "map": _map(embedded, say)}
     try:
@@ -97,8 +97,10 @@ def _cards(embedded: pool.Pool, run: Any) -> list[dict[str, Any]]:
     percentile_NxF = pick.percentiles(embedded.score_NxF)
     _, first_M, own_N = np.unique(embedded.report_N, return_index=True, return_inverse=True)
     own_N = own_N.reshape(-1)
+    # What no prompt asks for is no reason to show an image.
+    labels_NxF = np.where(np.isfinite(embedded.score_NxF), embedded.labels_NxF, NOT_MENTIONED)
     cards = []
-    for chosen in pick.pick(percentile_NxF, embedded.labels_NxF, embedded.public_N):
+    for chosen in pick.pick(percentile_NxF, labels_NxF, embedded.public_N):
         row, record = chosen.row, embedded.records[chosen.row]
         parts = [(image[[row]], text, has) for image, text, has in embedded.parts]
         score_1xM = scores_against_texts(parts, first_M)
@@ -129,6 +131,7 @@ def _cards(embedded: pool.Pool, run: Any) -> list[dict[str, Any]]:
                         "state": states.get(name),
                     }
                     for f, name in enumerate(CHEXPERT_LABELS)
+                    if np.isfinite(embedded.score_NxF[row, f])
                 ],
                 "maps": _heat_maps(embedded, run, row, _mapped(chosen, record, percentile_NxF[row])),
             }
@@ -137,30 +140,34 @@ def _cards(embedded: pool.Pool, run: Any) -> list[dict[str, Any]]:
 
 
 def _mapped(chosen: pick.Pick, record: dict[str, Any], percentile_F: NDArray) -> list[int]:
-    """Findings to draw maps of: the one chosen for, then boxed ones, then present ones, then the highest score."""
+    """Findings to draw maps of: first the one chosen for, then boxed ones, then present ones; else the highest."""
     boxed = [CHEXPERT_LABELS.index(name) for name in record["boxes"]["finding"] if name in CHEXPERT_LABELS]
     present = [f for f, state in enumerate(record["labels"]) if state == PRESENT]
     own = [] if chosen.finding is None else [chosen.finding]
     wanted = [f for f in dict.fromkeys([*own, *boxed, *present]) if CHEXPERT_LABELS[f] != "No Finding"]
-    return wanted[:MAPS] or [int(np.argmax(percentile_F[1:])) + 1]
+    return wanted or [int(np.argmax(percentile_F[1:])) + 1]
 
 
 def _heat_maps(embedded: pool.Pool, run: Any, row: int, findings: Sequence[int]) -> list[dict[str, Any]]:
     """Maps on one scale per finding: from the median over all regions of all images to their 99.9th percentile."""
     if embedded.map_NxhxwxF is None:
         return []
+    from medvlp_jax.trained import evaluation_ops
+
     record, view_SxS = embedded.records[row], embedded.view_NxSxSx1[row, ..., 0]
-    shape = decode_grey(record["image"]).shape
-    fixed = "crop_border" not in run.config.image.evaluate  # a mask has another border than its image
+    grey_HxW = decode_grey(record["image"])
+    matrix = view_to_image(evaluation_ops(run.config), grey_HxW)
+    asked = [f for f in findings if np.isfinite(embedded.score_NxF[row, f])]
     maps = []
-    for f in findings:
+    for f in asked[:MAPS]:
         low, high = (float(q) for q in np.quantile(embedded.map_NxhxwxF[..., f], (0.5, 0.999)))
         own = [
             box
             for box, finding in zip(record["boxes"]["box"], record["boxes"]["finding"], strict=True)
-            if fixed and finding == CHEXPERT_LABELS[f]
+            if finding == CHEXPERT_LABELS[f]
         ]
-        boxes = [b for b in (box_in_view(run.view, shape, box) for box in own) if b is not None]
+        seen = (box_in_view(box, matrix, grey_HxW.shape, len(view_SxS)) for box in own)
+        boxes = [box for box in seen if box is not None]
         heat_SxS = upsample(embedded.map_NxhxwxF[row, ..., f], view_SxS.shape)
         picture = overlay(view_SxS, heat_SxS, low=low, high=high, boxes=boxes, scale=_scale(view_SxS), opacity=0.55)
         entry = {"finding": CHEXPERT_LABELS[f], "picture": _jpeg(picture), "boxes": len(boxes)}

@@ -22,11 +22,11 @@ BATCH = 32
 
 
 class Pool(NamedTuple):
-    """N test records. F findings of CHEXPERT_LABELS.
+    """N test records. F: CHEXPERT_LABELS, NaN where a finding has no prompts.
 
     parts: per section image vectors N×D, text vectors N×D, flags N. report_N: equal numbers, equal reports.
     score_NxF: zero-shot score. map_NxhxwxF: cosine of regions with affirming minus denying texts, or None.
-    section: the text section whose space zero-shot scores and maps use.
+    section: the text section whose space zero-shot scores and maps use. prompts: which ones were asked.
     """
 
     records: list[dict[str, Any]]
@@ -39,36 +39,37 @@ class Pool(NamedTuple):
     map_NxhxwxF: NDArray[np.float32] | None
     aligned_NxD: NDArray[np.float32]
     section: str
+    prompts: str
 
 
-def embed(run: Trained, source: RecordSource, *, kind: str = prompts.ENSEMBLE, say: Callable[[str], None]) -> Pool:
-    """Embeds the first records of a split, and the built-in prompts of each finding.
+def embed(run: Trained, source: RecordSource, *, say: Callable[[str], None]) -> Pool:
+    """Embeds the first records of a split, and the prompts that the run is evaluated with.
 
-    Args: kind: of prompts. Raises: ValueError for a record that cannot be read.
+    Raises: FileNotFoundError for a prompt file that is not there; ValueError for a record that cannot be read.
     """
     count = min(len(source), SIZE)
     say(f"report    embedding {count} images of the {source.split} split")
     records = [source[i] for i in range(count)]
     view_NxSxSx1 = np.stack([run.view(decode_grey(record["image"])) for record in records])
     text = _texts(run, source, records)
-    pairs = prompts.builtin(kind)
-    asked = [words for name in CHEXPERT_LABELS for side in pairs[name] for words in side]
-    asked_vectors = {s: np.asarray(v) for s, v in run.embed_texts(asked).aligned.items()}
-    section, sides, image, maps = "", [], {}, []
+    settings = run.config.get("evaluation", {})
+    asked = settings.get("prompts", prompts.ENSEMBLE)
+    pairs = prompts.load(asked)
+    affirm_deny = _sides(run, pairs)
+    section, image, maps = settings.get("section", ""), {}, []
     for start in range(0, count, BATCH):
         batch = view_NxSxSx1[start : start + BATCH]
         # Always full batches: one compilation.
         padded = np.concatenate([batch, np.repeat(batch[-1:], BATCH - len(batch), axis=0)])
         embedding = run.embed_images(padded)
-        section = next(iter(embedding.regions), "") or list(embedding.aligned)[-1]
-        sides = sides or _sides(asked_vectors[section], pairs)
+        section = section or next(iter(embedding.regions), "") or list(embedding.aligned)[-1]
         for name, vector in embedding.aligned.items():
             image.setdefault(name, []).append(np.asarray(vector)[: len(batch), 0])
         if section in embedding.regions:
-            maps.append(_maps(np.asarray(embedding.regions[section])[: len(batch), 0], sides))
+            maps.append(_maps(np.asarray(embedding.regions[section])[: len(batch), 0], affirm_deny[section]))
     image = {name: np.concatenate(parts) for name, parts in image.items()}
     names = [name for name in text if name in image]
-    scores = [pair_scores(image[section], *side).score_N for side in sides]
+    scores = {name: pair_scores(image[section], *sides).score_N for name, sides in affirm_deny[section].items()}
     return Pool(
         records=[{k: v for k, v in record.items() if k not in ("masks", "lung_mask")} for record in records],
         view_NxSxSx1=view_NxSxSx1,
@@ -76,10 +77,11 @@ def embed(run: Trained, source: RecordSource, *, kind: str = prompts.ENSEMBLE, s
         report_N=np.unique(np.stack([text[name][2] for name in names]), axis=1, return_inverse=True)[1].reshape(-1),
         labels_NxF=np.stack([record["labels"] for record in records]),
         public_N=np.array([bool(record["public"]) for record in records]),
-        score_NxF=np.stack(scores, axis=1),
+        score_NxF=_columns(scores, (count,)),
         map_NxhxwxF=np.concatenate(maps) if maps else None,
         aligned_NxD=unit(image[section]),
         section=section,
+        prompts=asked if asked in (prompts.PLAIN, prompts.ENSEMBLE) else "a file of the user's",
     )
 
 
@@ -94,7 +96,7 @@ def _texts(run: Trained, source: RecordSource, records: Sequence[dict[str, Any]]
         cache = TextCache.open(folder, run.tower.key)
         frozen = np.stack([cache.lookup(text) for text in texts])
     else:
-        frozen = np.concatenate([run.encode(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)])
+        frozen = _encode(run, texts)
     aligned = run.text_head(run.variables, frozen).aligned
     place = {text: i for i, text in enumerate(texts)}
     found = {}
@@ -106,16 +108,33 @@ def _texts(run: Trained, source: RecordSource, records: Sequence[dict[str, Any]]
     return found
 
 
-def _sides(vector_TxD: NDArray, pairs: dict[str, prompts.Pair]) -> list[tuple[NDArray, NDArray]]:
-    sides, start = [], 0
-    for name in CHEXPERT_LABELS:
-        middle = start + len(pairs[name].positive)
-        end = middle + len(pairs[name].negative)
-        sides.append((vector_TxD[start:middle], vector_TxD[middle:end]))
-        start = end
-    return sides
+def _sides(run: Trained, pairs: dict[str, prompts.Pair]) -> dict[str, dict[str, tuple[NDArray, NDArray]]]:
+    """Per section and finding: vectors of the affirming and of the denying texts."""
+    texts = list(dict.fromkeys(text for pair in pairs.values() for side in pair for text in side))
+    frozen = _encode(run, texts)
+    place = {text: i for i, text in enumerate(texts)}
+    rows = {name: [[place[text] for text in side] for side in pair] for name, pair in pairs.items()}
+    aligned = run.text_head(run.variables, frozen).aligned
+    return {
+        section: {name: (np.asarray(vector)[affirm], np.asarray(vector)[deny]) for name, (affirm, deny) in rows.items()}
+        for section, vector in aligned.items()
+    }
 
 
-def _maps(region_BxhxwxD: NDArray, sides: Sequence[tuple[NDArray, NDArray]]) -> NDArray[np.float32]:
-    texts = [[unit(side).mean(axis=0) for side in pair] for pair in sides]
-    return np.stack([similarity_map(region_BxhxwxD, affirm, deny) for affirm, deny in texts], axis=-1)
+def _encode(run: Trained, texts: Sequence[str]) -> NDArray[np.float32]:
+    """Frozen vectors of texts, always in full batches: one compilation per length."""
+    starts = range(0, len(texts), BATCH)
+    filled = ([*texts[i : i + BATCH], *[""] * (i + BATCH - len(texts))] for i in starts)
+    return np.concatenate([run.encode(batch) for batch in filled])[: len(texts)]
+
+
+def _maps(region_BxhxwxD: NDArray, sides: dict[str, tuple[NDArray, NDArray]]) -> NDArray[np.float32]:
+    means = {name: [unit(side).mean(axis=0) for side in pair] for name, pair in sides.items()}
+    maps = {name: similarity_map(region_BxhxwxD, affirm, deny) for name, (affirm, deny) in means.items()}
+    return _columns(maps, region_BxhxwxD.shape[:-1])
+
+
+def _columns(values: dict[str, NDArray], shape: tuple[int, ...]) -> NDArray:
+    """Arrays by finding -> one, findings of CHEXPERT_LABELS last, NaN for those without."""
+    nothing = np.full(shape, np.nan, np.float32)
+    return np.stack([values.get(name, nothing) for name in CHEXPERT_LABELS], axis=-1)

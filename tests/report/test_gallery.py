@@ -5,16 +5,10 @@ import json
 
 import cv2
 import fabricated
-import jax
 import numpy as np
 import pytest
 import tiny
-from ml_collections import ConfigDict
 
-from medvlp_jax import build, methods, text_tower
-from medvlp_jax import config as configs
-from medvlp_jax import step as steps
-from medvlp_jax.checkpoint import Checkpoints
 from medvlp_jax.data.records import RecordSource
 from medvlp_jax.report import gallery as galleries
 from medvlp_jax.report import page, pool
@@ -32,27 +26,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(data, tmp_path_factory):
-    """A run folder with random weights at step 4."""
-    from configs import imitate
-
-    config = ConfigDict(imitate.get_config("demo").to_dict())
-    plain = {k: v for k, v in tiny.overrides(data).items() if k != "model.trunk.widths"}
-    config.update_from_flattened_dict(plain)
-    config.model.trunk.widths = (8, 8, 16, 16)
-    folder = tmp_path_factory.mktemp("run")
-    configs.claim_workdir(config, folder)
-    model = methods.get(config.method).build(config)
-    shapes = build.batch_shapes(config, text_tower.of_config(config).width)
-    rng = np.random.default_rng(0)
-    variables = jax.tree.map_with_path(
-        lambda path, x: (
-            np.ones(x.shape, x.dtype) if "batch_stats" in str(path) else rng.normal(0, 0.1, x.shape).astype(x.dtype)
-        ),
-        jax.eval_shape(lambda: steps.init_variables(model, shapes, config.seed)),
-    )
-    with Checkpoints(folder / "checkpoints", keep=1) as checkpoints:
-        checkpoints.save(4, variables, {"seconds": 0.0})
-    return folder
+    return tiny.make_run(data, tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")

@@ -67,14 +67,14 @@ def write(tmp_path, monkeypatch):
 
 
 def test_a_report_holds_every_part(write):
-    text = write(gallery=fabricated.gallery())
+    text = write(gallery=fabricated.gallery(), scores=fabricated.scores(patients_shared_with_training=7))
     reader = Reader(text)
     assert {a["id"] for tag, a in reader.tags if tag == "section"} == set(SECTIONS)
     for expected in (
         *("imitate, preset fixed", "339,144", "Not for diagnosis", "python -m medvlp_jax.main"),
         *("29.5 %", "0.934", "0.921 – 0.947", "5 seeds", "An image must find its own text."),
         *("Fracture", "no positive image", "optimizer.learning_rate", "Goodput", "own report", "(text not public)"),
-        *("not patients", "record 3 of the test split", "t-SNE"),
+        *("not patients", "record 3 of the test split", "t-SNE", "7 of these patients were seen in training"),
     ):
         assert expected in text, expected
     assert text.count("<details>") >= 4
@@ -143,6 +143,7 @@ def test_without_pictures_when_asked(tmp_path, write):
         ({"metrics": []}, "no training step yet"),
         ({"scores": {"trained": {"loss": 1.0}}}, "another layout"),
         ({"scores": fabricated.scores([], protocols={}, skipped={})}, "No scores yet"),
+        ({"scores": {"scores": fabricated.SCORES}}, "0.934"),
         ({"config": {"data.name": 7, "method": None}}, "is not at hand"),
         ({}, "No pictures:"),
     ],
