@@ -20,7 +20,7 @@ _LOG_WORDS = ("command", "devices", "model", "compile", "trained", "stopped")
 class Run(NamedTuple):
     """One run. training, validation: lines of `metrics.jsonl`. missing: sentences on what is not there and what helps.
 
-    log: the last line of `log.txt` for each word that starts one (`devices`, `model`, ...).
+    elsewhere: scores on other data sets. log: the last line of `log.txt` for each word that starts one (`model`, ...).
     """
 
     path: Path
@@ -29,6 +29,7 @@ class Run(NamedTuple):
     training: list[dict[str, Any]]
     validation: list[dict[str, Any]]
     scores: Scores | None
+    elsewhere: list[Scores]
     counts: dict[str, Any] | None
     log: dict[str, str]
     missing: list[str]
@@ -68,9 +69,15 @@ def read_run(path: str | Path, *, name: str = "", data_dir: str | Path | None = 
         scores = read_scores(path / "scores.json")
     except (FileNotFoundError, ValueError) as error:
         missing.append(f"{error} Scores come at the end of training, or with --mode eval.")
+    elsewhere = []
+    for other in sorted(path.glob("scores-*.json")):
+        try:
+            elsewhere.append(read_scores(other))
+        except ValueError as error:
+            missing.append(str(error))
     counts = _counts(data_dir or config.get("data.dir", "data"), str(config.get("data.name", "")), missing)
     log = _log(path / "log.txt")
-    return Run(path, name or path.resolve().name, config, training, validation, scores, counts, log, missing)
+    return Run(path, name or path.resolve().name, config, training, validation, scores, elsewhere, counts, log, missing)
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:

@@ -1,6 +1,7 @@
 """The pages: what they hold, that they need no network, that texts are escaped, and what is said when things lack."""
 
 import html.parser
+import json
 import re
 
 import fabricated
@@ -152,6 +153,16 @@ def test_what_is_missing_is_said(write, lacks, says):
     text = write(**lacks)
     Reader(text)
     assert says in text
+
+
+def test_scores_on_other_data_stand_behind_the_own_ones(write, tmp_path):
+    write()
+    other = fabricated.scores([fabricated.score("zero_shot/auc/mean", 0.613)], data="elsewhere/set")
+    (tmp_path / "demo" / "scores-elsewhere-set.json").write_text(json.dumps(other))
+    (tmp_path / "demo" / "scores-broken.json").write_text("{")
+    text = write()
+    assert text.index("0.934") < text.index("on elsewhere/set</span>") < text.index("0.613")
+    assert "scores-broken.json is damaged" in text
 
 
 def test_the_logged_command_is_shown_when_there_is_one(write):
