@@ -137,7 +137,7 @@ def _text_tower(config: Any, say) -> text_tower.TextTower:
 
 def _text_cache(config: Any, tower: text_tower.TextTower, train: RecordSource, say) -> TextCache:
     # Records of a prepared version never change, so a cache of the right key beside them is complete.
-    folder = Path(train.folder) / "text_cache" / f"{config.text.missing}-{tower.key}"
+    folder = text_cache_folder(config, tower, train)
     ready = (folder / "complete").exists()
     if not ready and jax.process_index() == 0:
         say("text      encoding every distinct section once; later runs read the cache")
@@ -155,6 +155,11 @@ def _text_cache(config: Any, tower: text_tower.TextTower, train: RecordSource, s
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("text cache")
     return TextCache.open(folder, tower.key)
+
+
+def text_cache_folder(config: Any, tower: text_tower.TextTower, source: RecordSource) -> Path:
+    """Where the frozen vectors of a data set's sections are kept, beside its records."""
+    return Path(source.folder) / "text_cache" / f"{config.text.missing}-{tower.key}"
 
 
 def _texts(config: Any, train: RecordSource) -> Iterator[str]:

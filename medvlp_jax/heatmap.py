@@ -53,7 +53,7 @@ def overlay(
     """RGB picture of a map over an image.
 
     Args: low, high: values of the coldest and the hottest colour; default: least and greatest of the map. boxes:
-      [ymin, xmin, ymax, xmax] in 0..1, drawn white. scale: enlargement of the picture.
+      [ymin, xmin, ymax, xmax] in 0..1, drawn white with a dark rim. scale: enlargement of the picture.
     """
     low = float(np.min(heat_HxW)) if low is None else low
     high = float(np.max(heat_HxW)) if high is None else high
@@ -67,5 +67,7 @@ def overlay(
     picture = (grey[..., None] * (1 - share) + colours * share).astype(np.uint8)
     for top, left, bottom, right in boxes:
         corners = [(round(left * width), round(top * height)), (round(right * width), round(bottom * height))]
-        cv2.rectangle(picture, *corners, (255, 255, 255), max(1, scale // 2))
+        thickness = max(1, round(width / 150))
+        cv2.rectangle(picture, *corners, (0, 0, 0), thickness + 2)  # a dark rim, so that bone does not hide the line
+        cv2.rectangle(picture, *corners, (255, 255, 255), thickness)
     return picture

@@ -24,6 +24,12 @@ MAY_IMPORT = {
         "medvlp_jax.data.labels",
         "medvlp_jax.heatmap",
     ),
+    "medvlp_jax/report": (
+        "medvlp_jax.report",
+        "medvlp_jax.evaluators",
+        "medvlp_jax.data",
+        *(f"medvlp_jax.{module}" for module in ("build", "checkpoint", "config", "heatmap", "metrics", "trained")),
+    ),
     "tfds_builders": ("tfds_builders", "medvlp_jax.data"),
 }
 # Heavy packages -> modules of medvlp_jax that may import them, inside functions only.
@@ -34,6 +40,7 @@ HEAVY = {
     "torchvision": (),
     "clu": ("metrics.py",),
     "tensorboardX": ("metrics.py",),
+    "matplotlib": ("report/charts.py",),
     "tensorflow_datasets": ("prepare.py", "data/records.py"),
 }
 

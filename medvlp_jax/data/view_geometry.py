@@ -29,6 +29,20 @@ def view_to_image(ops: Sequence[preprocess.Op], grey_HxW: UInt8[np.ndarray, "H W
     return matrix
 
 
+def box_in_view(
+    box: Sequence[float], matrix: Matrix, image_shape: tuple[int, int], view_size: int
+) -> tuple[float, float, float, float] | None:
+    """A box of an image in the frame of its view, cut to it; None when it lies outside.
+
+    Args: box: [ymin, xmin, ymax, xmax] in 0..1, as the result. matrix: from `view_to_image`.
+    """
+    height, width = image_shape
+    top, left, bottom, right = np.asarray(box, np.float64) * (height, width, height, width) - 0.5  # to pixel centres
+    corners_3x2 = np.linalg.inv(matrix) @ [[left, right], [top, bottom], [1.0, 1.0]]
+    (left, right), (top, bottom) = np.clip((corners_3x2[:2] + 0.5) / view_size, 0, 1)
+    return None if top >= bottom or left >= right else (top, left, bottom, right)
+
+
 def _crop_border(image: UInt8[np.ndarray, "H W"], threshold: float = 0.02, margin: int = 0) -> Part:
     rows, columns = images.border_window(image, threshold=threshold, margin=margin)
     return image[rows, columns], _scale_and_shift(1.0, 1.0, columns.start, rows.start)

@@ -170,6 +170,15 @@ def _blocks(parts: list[tuple[NDArray, NDArray, NDArray]], first_M: NDArray) -> 
         yield np.where(np.isfinite(score_qxM), score_qxM, -np.inf).astype(np.float32)
 
 
+def scores_against_texts(parts: list[tuple[NDArray, NDArray, NDArray]], text_M: NDArray) -> NDArray[np.float32]:
+    """Scores q×M of a few images against texts, as retrieval ranks them.
+
+    Args: parts: per section q×D image vectors, N×D text vectors, N flags of who has a text; any scale. text_M: rows
+      of the texts to score.
+    """
+    return np.concatenate(list(_blocks([(_unit(image), _unit(text), has) for image, text, has in parts], text_M)))
+
+
 class Places(NamedTuple):
     """Where the best-scored right candidate of each of Q queries stands.
 

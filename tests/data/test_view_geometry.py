@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from medvlp_jax.data import preprocess
-from medvlp_jax.data.view_geometry import view_to_image
+from medvlp_jax.data.view_geometry import box_in_view, view_to_image
 
 STRINGS = (
     "center(96)",
@@ -50,3 +50,21 @@ def test_whole_pixels_are_exact():
 def test_random_views_have_no_map():
     with pytest.raises(ValueError, match=r"views.*Known: crop_border"):
         view_to_image(preprocess.parse("views(1, size=64)"), np.ones((90, 90), np.uint8))
+
+
+@pytest.mark.parametrize("string", STRINGS)
+def test_a_box_is_where_its_pixels_are(string):
+    grey = np.full((300, 200), 40, np.uint8)
+    grey[:20], grey[:, -15:] = 0, 0  # bars for crop_border
+    grey[90:150, 60:130] = 255
+    view = preprocess.build(f"{string}|keep('image')")({"image": grey}, np.random.default_rng(0))["image"][0, ..., 0]
+    rows, columns = np.flatnonzero((view > 150).any(axis=1)), np.flatnonzero((view > 150).any(axis=0))
+    expected = np.array([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1])
+    got = box_in_view((0.3, 0.3, 0.5, 0.65), view_to_image(preprocess.parse(string), grey), grey.shape, len(view))
+    np.testing.assert_allclose(np.array(got) * len(view), expected, atol=1)
+
+
+def test_boxes_outside_of_the_view_are_none_and_others_are_cut():
+    matrix = view_to_image(preprocess.parse("center(64, crop_from=128)"), np.ones((128, 128), np.uint8))
+    assert box_in_view((0.0, 0.0, 0.2, 0.9), matrix, (128, 128), 64) is None
+    assert box_in_view((0.0, 0.0, 0.5, 1.0), matrix, (128, 128), 64) == (0.0, 0.0, 0.5, 1.0)

@@ -296,3 +296,14 @@ def test_median_rank_of_resamples_equals_repeating_the_rows():
     ranks, weights = rng.integers(1, 9, 11).astype(float), rng.integers(0, 4, (20, 11))
     expected = [np.median(np.repeat(ranks, row)) for row in weights]
     np.testing.assert_allclose(retrieval._weighted_medians(ranks, weights), expected)
+
+
+def test_scores_of_a_few_images_are_those_of_the_ranking():
+    rng = np.random.default_rng(3)
+    parts = [(rng.normal(size=(2, 4)), rng.normal(size=(5, 4)), np.array([1, 1, 0, 1, 1], bool)) for _ in range(2)]
+    parts[1][2][:] = [1, 0, 1, 1, 1]
+    texts = np.array([0, 1, 2, 4])
+    got = retrieval.scores_against_texts(parts, texts)
+    for q, (m, n) in itertools.product(range(2), enumerate(texts)):
+        cosines = [float(i[q] @ t[n] / np.linalg.norm(i[q]) / np.linalg.norm(t[n])) for i, t, has in parts if has[n]]
+        assert got[q, m] == pytest.approx(np.mean(cosines), abs=1e-5)
