@@ -1,4 +1,4 @@
-"""Where in an image a text is seen: cosine of image regions with a text, as a map over the evaluation view."""
+"""Where in an image a text is seen: what image regions contribute to the cosine with it, over the evaluation view."""
 
 from collections.abc import Sequence
 
@@ -16,14 +16,19 @@ def unit(x: Float[np.ndarray, "*n D"]) -> Float[np.ndarray, "*n D"]:
 
 
 def similarity_map(
-    region_hxwxD: Float[np.ndarray, "h w D"],
+    region_hxwxD: Float[np.ndarray, "*n h w D"],
     text_D: Float[np.ndarray, " D"],
     against_D: Float[np.ndarray, " D"] | None = None,
-) -> Float[np.ndarray, "h w"]:
-    """Cosine of every region with a text, in [-1, 1]; minus that with the opposite text when one is given ([-2, 2])."""
-    region = unit(region_hxwxD)
-    heat_hxw = region @ unit(text_D)
-    return heat_hxw if against_D is None else heat_hxw - region @ unit(against_D)
+) -> Float[np.ndarray, "*n h w"]:
+    """What every region contributes to the cosine of the image with a text; minus the same for the opposite text.
+
+    The mean of the map is the cosine of the image's vector (the mean of its regions) with the text, or the difference
+    of the two cosines.
+    """
+    region = np.asarray(region_hxwxD, np.float32)
+    length = np.linalg.norm(region.mean(axis=(-3, -2), keepdims=True), axis=-1)
+    direction_D = unit(text_D) if against_D is None else unit(text_D) - unit(against_D)
+    return region @ direction_D / np.maximum(length, 1e-12)
 
 
 def upsample(

@@ -103,7 +103,7 @@ class Predictor:
                 means_D = (unit(side).mean(axis=0) for side in (positive_PxD, negative_QxD))
                 finding_maps[finding] = similarity_map(region_hxwxD, *means_D)
         for text, vector_D in zip(self.texts, vector_TxD[len(vector_TxD) - len(self.texts) :], strict=True):
-            texts.append(TextScore(text, float(similarity_map(vector_1xD, vector_D)[0])))
+            texts.append(TextScore(text, float(unit(vector_1xD)[0] @ unit(vector_D))))
             if region_hxwxD is not None:
                 text_maps[text] = similarity_map(region_hxwxD, vector_D)
         return Prediction(

@@ -53,12 +53,27 @@ class ProjectionHead(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_NxI: Float[Array, "N I"], *, train: bool, valid_N: Bool[Array, " N"] | None = None
-    ) -> Float[Array, "N O"]:
-        """Args: x_NxI features; valid_N rows that may enter the batch statistics. Returns: N×features float32."""
-        x = Linear(self.hidden, dtype=self.dtype, name="linear1")(x_NxI)
-        x = BatchNorm(**self.norm, dtype=self.dtype, name="norm1")(x, train=train, valid_N=valid_N)
-        x = Linear(self.features, dtype=self.dtype, name="linear2")(nn.relu(x))
+        self,
+        x_NxI: Float[Array, "N ... I"],
+        *,
+        train: bool,
+        valid_N: Bool[Array, " N"] | None = None,
+        gates_of_NxI: Float[Array, "N ... I"] | None = None,
+    ) -> Float[Array, "N ... O"]:
+        """The projected features, float32.
+
+        Args: x_NxI features; valid_N rows that may enter the batch statistics; gates_of_NxI (evaluation only): the ReLU
+          lets through what it would for these features, which makes the head linear around them: outputs of parts
+          whose mean is `gates_of_NxI` have the head's output for it as their mean.
+        """
+        linear1 = Linear(self.hidden, dtype=self.dtype, name="linear1")
+        norm1 = BatchNorm(**self.norm, dtype=self.dtype, name="norm1")
+        x = norm1(linear1(x_NxI), train=train, valid_N=valid_N)
+        if gates_of_NxI is None:
+            x = nn.relu(x)
+        else:
+            x = jnp.where(norm1(linear1(gates_of_NxI), train=False) > 0, x, 0)
+        x = Linear(self.features, dtype=self.dtype, name="linear2")(x)
         affine_free = {**self.norm, "use_scale": False, "use_bias": False}
         x = BatchNorm(**affine_free, dtype=self.dtype, name="norm2")(x, train=train, valid_N=valid_N)
         return x.astype(jnp.float32)

@@ -11,8 +11,8 @@ class ImageEmbedding:
     aligned: vectors per text section that they are trained towards, e.g. `impression` -> B×V×D. Any scale.
     pooled_BxVxC: trunk features before any projection, for probes.
     levels: named feature maps, (B·V)×H×W×C, example-major.
-    regions: per text section, vectors of image regions in the space of `aligned`, for heat maps; sections whose image
-      vector has no regions are left out.
+    regions: per text section, vectors of image regions in the space of `aligned`, for heat maps: what each place
+      contributes, so that their mean is the image's vector. Sections whose image vector has no places are left out.
     """
 
     aligned: dict[str, Float[Array, "B V D"]]

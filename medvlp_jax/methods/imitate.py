@@ -111,14 +111,17 @@ class Imitate(nn.Module):
     def embed_image(self, image_BxVxHxWx1: Array, *, train: bool = False) -> ImageEmbedding:
         """`aligned['findings']` is the read vector, averaged over draws; `aligned['impression']` the diagnosis.
 
-        `regions["impression"]`: the diagnosis head on every place of the last map; it was trained on their mean.
+        `regions["impression"]`: what each place of the last map contributes to the diagnosis, whose head is taken as
+        linear around the pooled features: the mean of the regions is the image's vector.
         """
         read_BxVxPxD, diagnosis_BxVxD, levels = self._image(image_BxVxHxWx1, train)
         batch, views = image_BxVxHxWx1.shape[:2]
         aligned = {"findings": jnp.mean(read_BxVxPxD, axis=2), "impression": diagnosis_BxVxD}
-        region_NxhxwxD = self.diagnosis_head(levels["stage4"].astype(jnp.float32), train=False)
+        pooled_NxC = levels.pop("pooled")
+        place_NxhxwxC = levels["stage4"].astype(jnp.float32)
+        region_NxhxwxD = self.diagnosis_head(place_NxhxwxC, train=False, gates_of_NxI=pooled_NxC[:, None, None])
         regions = {"impression": region_NxhxwxD.reshape(batch, views, *region_NxhxwxD.shape[1:])}
-        return ImageEmbedding(aligned, levels.pop("pooled").reshape(batch, views, -1), levels, regions)
+        return ImageEmbedding(aligned, pooled_NxC.reshape(batch, views, -1), levels, regions)
 
     def embed_text(self, batch: dict[str, Array], *, train: bool = False) -> TextEmbedding:
         """Text embeddings from `findings_embedding` and `impression_embedding` (frozen vectors, B×E)."""

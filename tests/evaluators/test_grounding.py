@@ -132,14 +132,16 @@ def test_a_map_keeps_its_place_when_enlarged():
     assert upsample(heat, 96, blur=1.5).max() < 0.2
 
 
-def test_similarity_maps_are_cosines():
+def test_similarity_maps_average_to_the_cosine_of_the_image():
     rng = np.random.default_rng(1)
-    region, text, against = rng.normal(size=(3, 2, 5)), rng.normal(size=5), rng.normal(size=5)
-    norm = np.linalg.norm
-    expected = region @ text / norm(region, axis=-1) / norm(text)
-    np.testing.assert_allclose(similarity_map(region, text), expected, rtol=1e-5)
-    expected = expected - region @ against / norm(region, axis=-1) / norm(against)
-    np.testing.assert_allclose(similarity_map(region, text, against), expected, rtol=1e-4, atol=1e-6)
+    region, text, against = rng.normal(size=(4, 3, 2, 5)), rng.normal(size=5), rng.normal(size=5)
+    norm, image = np.linalg.norm, region.mean(axis=(1, 2))
+    cosine = image @ text / norm(image, axis=1) / norm(text)
+    other = image @ against / norm(image, axis=1) / norm(against)
+    heat = similarity_map(region, text)
+    np.testing.assert_allclose(heat.mean(axis=(1, 2)), cosine, rtol=1e-4)
+    np.testing.assert_allclose(similarity_map(region, text, against).mean(axis=(1, 2)), cosine - other, atol=1e-6)
+    np.testing.assert_allclose(similarity_map(region[2], text), heat[2], rtol=1e-5)
 
 
 def test_overlay_leaves_cold_places_grey_and_draws_boxes():
