@@ -117,12 +117,28 @@ VIT_TIMM = [
     *_layer_norm("norm", "norm"),
 ]
 
+IMITATE_HEADS = [
+    Row("params/read/attention/cls", "read.attention.cls"),
+    Row("params/read/attention/positions", "read.attention.positions"),
+    *_head_projection("read/attention/(query|key|value)", "read.attention.{0}"),
+    *_head_output("read/attention/out", "read.attention.out"),
+    *(
+        row
+        for linen, torch in (("read/head", "read.head"), ("diagnosis_head", "diagnosis_head"), ("text_head", "text_head"))
+        for row in (
+            *_dense(rf"{linen}/linear(\d)", f"{torch}.linear{{0}}"),
+            *_batch_norm(rf"{linen}/norm(\d)", f"{torch}.norm{{0}}"),
+        )
+    ),
+]
+
 TABLES: dict[str, list[Row]] = {
     "resnet": RESNET,
     "bert": BERT,
     "bert_masked_lm": BERT_MASKED_LM,
     "vit_transformers": VIT_TRANSFORMERS,
     "vit_timm": VIT_TIMM,
+    "imitate_heads": IMITATE_HEADS,
 }
 
 
