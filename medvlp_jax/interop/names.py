@@ -58,6 +58,13 @@ def _head_output(pattern: str, name: str) -> list[Row]:
     ]
 
 
+def _projection_head(pattern: str, name: str) -> list[Row]:
+    return [
+        *_dense(rf"{pattern}/linear(\d)", f"{name}.linear{{0}}"),
+        *_batch_norm(rf"{pattern}/norm(\d)", f"{name}.norm{{0}}"),
+    ]
+
+
 RESNET = [
     Row("params/stem_conv/kernel", "conv1.weight", "conv"),
     *_batch_norm("stem_norm", "bn1"),
@@ -122,14 +129,9 @@ IMITATE_HEADS = [
     Row("params/read/attention/positions", "read.attention.positions"),
     *_head_projection("read/attention/(query|key|value)", "read.attention.{0}"),
     *_head_output("read/attention/out", "read.attention.out"),
-    *(
-        row
-        for linen, torch in (("read/head", "read.head"), ("diagnosis_head", "diagnosis_head"), ("text_head", "text_head"))
-        for row in (
-            *_dense(rf"{linen}/linear(\d)", f"{torch}.linear{{0}}"),
-            *_batch_norm(rf"{linen}/norm(\d)", f"{torch}.norm{{0}}"),
-        )
-    ),
+    *_projection_head("read/head", "read.head"),
+    *_projection_head("diagnosis_head", "diagnosis_head"),
+    *_projection_head("text_head", "text_head"),
 ]
 
 TABLES: dict[str, list[Row]] = {

@@ -101,7 +101,7 @@ def _load_torch(path: Path, trust_pickle: bool) -> dict[str, np.ndarray]:
         content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except Exception as error:
         if trust_pickle:
-            raise ValueError(f"torch cannot read {path.name!r}: {type(error).__name__}. The file is damaged.") from error
+            raise ValueError(f"torch cannot read {path.name!r} ({type(error).__name__}): it is damaged.") from error
         raise ValueError(
             f"torch refused {path.name!r} with weights_only=True: the file is damaged or holds arbitrary Python "
             "objects, which are not unpickled here. Re-save its state_dict, best as .safetensors."
