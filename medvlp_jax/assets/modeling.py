@@ -4,7 +4,7 @@
 # the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0. Unless required by
 # applicable law or agreed to in writing, software distributed under the License is distributed on an "AS IS" BASIS,
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-"""An exported model in plain PyTorch. Needs torch and safetensors; texts need transformers; `view` needs Pillow.
+"""An exported model in plain PyTorch. Needs torch and safetensors; texts need transformers.
 
     from modeling import load
     model = load("path/of/this/folder")
@@ -274,25 +274,40 @@ class Imitate(nn.Module):
         return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
     def view(self, grey) -> torch.Tensor:
-        """The evaluation view of an upright grey image uint8 [H, W], 0 black: uint8 [S, S].
+        """The evaluation view of an upright grey image uint8 [H, W] (NumPy or torch), 0 black: uint8 [S, S].
 
-        Bars and crop as in training's evaluation. Shrinking averages areas as there, up to rounding; enlarging is
-        bicubic with another constant.
+        Scaling, bars and crop as in medvlp_jax, up to one grey level of rounding.
         """
-        import numpy as np
-        from PIL import Image
-
         recipe = json.loads((self.folder / "preprocessor.json").read_text(encoding="utf-8"))
         if recipe["steps"] != ["center"]:
             raise NotImplementedError(f"view() knows the step 'center' only; this model uses {recipe['operations']!r}.")
+        grey = torch.as_tensor(grey)
         height, width = grey.shape
         side, size = recipe["frame"], recipe["size"]
         scale = (side / height, side / width) if recipe["fit"] == "squash" else (side / max(height, width),) * 2
         new = max(1, round(height * scale[0])), max(1, round(width * scale[1]))
-        how = Image.Resampling.BOX if new[0] * new[1] <= height * width else Image.Resampling.BICUBIC
-        canvas = np.zeros((side, side), np.uint8)
-        top, left = (side - new[0]) // 2, (side - new[1]) // 2
-        picture = Image.fromarray(np.asarray(grey)).resize(new[::-1], how)
-        canvas[top : top + new[0], left : left + new[1]] = np.asarray(picture)
-        start = round((side - size) / 2)
-        return torch.from_numpy(canvas[start : start + size, start : start + size].copy())
+        left, top, start = (side - new[1]) // 2, (side - new[0]) // 2, round((side - size) / 2)
+        canvas = torch.zeros(side, side, dtype=torch.uint8)
+        canvas[top : top + new[0], left : left + new[1]] = resize(grey, *new)
+        return canvas[start : start + size, start : start + size].contiguous()
+
+
+def resize(grey: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """uint8 [H, W] -> [height, width]: the average of areas when it shrinks, bicubic when it grows."""
+    if grey.shape == (height, width):
+        return grey
+    if height * width <= grey.numel():
+        rows, columns = (area_weights(*sizes) for sizes in zip((height, width), grey.shape, strict=True))
+        scaled = rows @ grey.double() @ columns.T
+    else:
+        options = {"mode": "bicubic", "align_corners": False}
+        scaled = F.interpolate(grey[None, None].double(), (height, width), **options)[0, 0]
+    return scaled.round().clamp(0, 255).to(torch.uint8)
+
+
+def area_weights(new: int, old: int) -> torch.Tensor:
+    """[new, old]: the share of each old pixel in each new one, rows sum to one."""
+    edges = torch.arange(new + 1, dtype=torch.float64)[:, None] * old / new
+    pixel = torch.arange(old, dtype=torch.float64)
+    overlap = torch.minimum(edges[1:], pixel + 1) - torch.maximum(edges[:-1], pixel)
+    return overlap.clamp(min=0) * new / old

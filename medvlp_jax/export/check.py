@@ -86,11 +86,13 @@ def inputs(trained: Trained) -> tuple[UInt8[np.ndarray, "N S S 1"], list[str], s
 
 def reference(trained: Trained, view_NxSxSx1: UInt8[np.ndarray, "N S S 1"], texts: list[str]) -> dict[str, np.ndarray]:
     """Every output as JAX computes it in float32."""
-    config = trained.config.copy_and_resolve_references()
-    with config.unlocked():
-        config.model.dtype = "float32"
-    model = methods.get(config.method).build(config)
-    embed = jax.jit(lambda variables, image: model.apply(variables, image, method="embed_image"))
+    model, embed = trained.model, trained.image_tower
+    if str(trained.config.model.dtype) != "float32":
+        config = trained.config.copy_and_resolve_references()
+        with config.unlocked():
+            config.model.dtype = "float32"
+        model = methods.get(config.method).build(config)
+        embed = jax.jit(lambda variables, image: model.apply(variables, image, method="embed_image"))
     with jax.default_matmul_precision("highest"):
         image = jax.device_get(embed(trained.variables, jnp.asarray(view_NxSxSx1)[:, None]))
         encode = text_tower.encode_function(trained.tower._replace(dtype=jnp.dtype("float32")))

@@ -1,0 +1,553 @@
+"""Export and the way back: the files, their numbers in PyTorch and ONNX Runtime, and what is refused."""
+
+import ast
+import errno
+import hashlib
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from encoders import reference_weights
+
+from configs import imitate
+from medvlp_jax import config as configs
+from medvlp_jax import import_weights, optim, sharding
+from medvlp_jax import step as steps
+from medvlp_jax.build import batch_shapes
+from medvlp_jax.checkpoint import Checkpoints
+from medvlp_jax.encoders.resnet import ResNet
+from medvlp_jax.encoders.vit import ViT
+from medvlp_jax.export import __main__ as command
+from medvlp_jax.export import card, check, export, onnx_graph, parts, write
+from medvlp_jax.interop import load_tensors, save_safetensors, to_torch_names
+from medvlp_jax.trained import open_run
+
+FILES = {
+    *("README.md", "medvlp_jax.json", "model.json", "modeling.py", "preprocessor.json"),
+    *("trunk.safetensors", "heads.safetensors", "image_embedder.onnx"),
+    *(f"text/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")),
+}
+WITHOUT_ONNX = FILES - {"image_embedder.onnx"}
+
+
+def fill(shapes, seed=0):
+    """Values of a trained model's size for a tree of shapes; nothing stays at its default."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(path, shape):
+        name = path[-1].key
+        if name in ("var", "scale"):
+            return rng.uniform(0.5, 1.5, shape.shape).astype(np.float32)
+        spread = np.sqrt(2 / max(np.prod(shape.shape[:-1]), 1)) if name == "kernel" else 0.2
+        return rng.normal(0, spread, shape.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+def tiny_config(data, **more):
+    config = imitate.get_config("demo")
+    fields = tiny.overrides(data, **{"model.read.eval_draws": 2, **more})
+    with config.unlocked():
+        for name, value in fields.items():
+            node, last = config, name.split(".")[-1]
+            for part in name.split(".")[:-1]:
+                node = node[part]
+            node[last] = ast.literal_eval(value) if isinstance(value, str) and value.startswith("(") else value
+    return config
+
+
+def shapes_of(config, width=16):
+    from medvlp_jax import methods
+
+    model = methods.get(config.method).build(config)
+    return jax.eval_shape(lambda: steps.init_variables(model, batch_shapes(config, width), 0))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    """A run folder with checkpoints of steps 2 and 4, as training leaves it."""
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    workdir.mkdir()
+    config = tiny_config(data)
+    configs.claim_workdir(config, workdir)
+    with Checkpoints(workdir / "checkpoints", keep=3) as checkpoints:
+        for step in (2, 4):
+            state = steps.start_state(fill(shapes_of(config), seed=step), optim.optimizer(config.optimizer, 4), 0)
+            checkpoints.save(step, state, {"examples_seen": 8 * step, "seconds": 1.0, "method": "imitate"})
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def trained(run):
+    return open_run(run)
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    return export(run, tmp_path_factory.mktemp("exports") / "model", say=lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def seen(trained):
+    """(views, image embedding in JAX): one shape for all tests, so that it compiles once."""
+    views, *_ = check.inputs(trained)
+    return views, jax.device_get(trained.embed_images(views))
+
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    """An exported folder to damage."""
+    return shutil.copytree(exported, tmp_path / "copy")
+
+
+def same(tree, other):
+    assert jax.tree.structure(tree) == jax.tree.structure(other)
+    jax.tree.map(np.testing.assert_array_equal, tree, other)
+
+
+# ---- what is written -----------------------------------------------------------
+
+
+def test_folder_holds_these_files_and_no_pickle(exported, run, data):
+    files = {path.relative_to(exported).as_posix(): path for path in exported.rglob("*") if path.is_file()}
+    assert set(files) == (FILES if onnx_graph.available() else WITHOUT_ONNX)
+    manifest = json.loads(files["medvlp_jax.json"].read_text())
+    assert set(manifest["files"]) == set(files) - {"medvlp_jax.json"}
+    for name, record in manifest["files"].items():
+        content = files[name].read_bytes()
+        assert record == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+        # A pickle of protocol 2 or later, and the zip that torch.save makes of one.
+        assert not content.startswith((b"\x80", b"PK")), name
+    assert manifest["step"] == 4
+    assert manifest["config"]["data.dir"] == data.name
+    for path in files.values():
+        assert str(run.parent).encode() not in path.read_bytes(), path
+        assert str(data).encode() not in path.read_bytes(), path
+
+
+def test_without_onnx_everything_else_is_written(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_graph, "available", lambda: False)
+    said = []
+    out = export(run, tmp_path / "out", step=2, say=said.append)
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} == WITHOUT_ONNX
+    assert any("medvlp_jax[onnx]" in line for line in said)
+    assert json.loads((out / "medvlp_jax.json").read_text())["step"] == 2
+    assert "image_embedder.onnx" not in (out / "README.md").read_text()
+
+
+def test_preprocessor_says_what_the_evaluation_view_does(data):
+    config = tiny_config(data, **{"image.evaluate": "decode|crop_border|center({size}, crop_from=80, fit='squash')"})
+    recipe = parts.preprocessor(config)
+    assert recipe["operations"] == "crop_border|center(64, crop_from=80, fit='squash')"
+    assert (recipe["size"], recipe["frame"], recipe["fit"]) == (64, 80, "squash")
+    with pytest.raises(ValueError, match=r"no center\("):
+        parts.preprocessor(tiny_config(data, **{"image.evaluate": "decode|views(1)"}))
+
+
+def test_card_shows_scores_of_this_step_only(trained, run, tmp_path):
+    model, meta = parts.describe(trained), {"examples_seen": 32}
+    assert "None with this export" in card.write(trained, model, meta, onnx=True)
+    elsewhere = trained._replace(workdir=tmp_path)
+    row = {"protocol": "zero_shot", "name": "zero_shot/auc/mean", "value": 0.81234, "interval": [0.79, 0.83]}
+    row |= {"count": 604, "chance": 0.5, "random_init": 0.51, "raw_pixels": None, "variant": "corrected"}
+    scores = {"data": "cxr_phantom", "split": "test", "split_hash": "ab12", "step": 4, "examples": 604, "scores": [row]}
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    text = card.write(elsewhere, model, meta, onnx=True)
+    assert "| zero_shot/auc/mean (corrected) | 0.812 | 0.790 to 0.830 | 0.510 |  | 0.500 | 604 |" in text
+    assert "604 examples of cxr_phantom/test" in text
+    (tmp_path / "scores.json").write_text(json.dumps(scores | {"step": 2}))
+    assert "of step 2, not of this one" in card.write(elsewhere, model, meta, onnx=True)
+    (tmp_path / "scores.json").write_text(json.dumps({"trained": {"loss": 1.0}}))
+    assert "None with this export" in card.write(elsewhere, model, meta, onnx=True)
+    assert text.startswith("---\nlibrary_name: medvlp_jax\n")
+    assert "license: apache-2.0" in text
+    assert "| test | " in text  # counts of the prepared data
+
+
+def test_card_warns_about_credentialed_data(trained):
+    config = trained.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.name = "mimic_cxr"
+    text = card.write(trained._replace(config=config), parts.describe(trained), {}, onnx=False)
+    assert "license: other" in text
+    assert "data use agreement" in text
+    assert "Not for diagnosis" in text
+
+
+# ---- the same numbers elsewhere -----------------------------------------------------------
+
+
+def test_check_compares_and_passes(trained, exported):
+    pytest.importorskip("torch")
+    said = []
+    assert check.check(trained, exported, said.append)
+    text = "\n".join(said)
+    assert "images and" in text
+    assert "cxr_phantom/tiny/test" in text
+    for name in ("findings", "impression", "pooled", "regions", "text vectors"):
+        assert f"torch   {name}" in text
+    assert text.count("the same; the first is the same") == 2
+    assert not list(exported.rglob("*.pyc"))
+
+
+def test_check_sees_another_weight(trained, copy):
+    pytest.importorskip("torch")
+    heads = load_tensors(copy / "heads.safetensors")
+    heads["diagnosis_head.linear2.weight"] = heads["diagnosis_head.linear2.weight"] * np.float32(1.01)
+    save_safetensors(copy / "heads.safetensors", heads)
+    said = []
+    assert not check.check(trained, copy, said.append)
+    assert any("impression" in line and "too large" in line for line in said)
+    assert "FAILED" in said[-1]
+
+
+def test_check_without_data_takes_random_views(trained, tmp_path):
+    config = trained.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.dir = str(tmp_path)
+    views, texts, origin = check.inputs(trained._replace(config=config))
+    again, *_ = check.inputs(trained._replace(config=config))
+    assert views.shape == (8, 64, 64, 1)
+    np.testing.assert_array_equal(views, again)
+    assert texts
+    assert "random" in origin
+
+
+def test_order_changes_ignores_ties():
+    ours = np.array([[0.9, 0.5, 0.5 + 1e-7, 0.1]])
+    assert check.order_changes(ours, np.array([[0.9, 0.5 + 1e-7, 0.5, 0.1]])) == 0
+    assert check.order_changes(ours, np.array([[0.9, 0.1, 0.5, 0.5]])) == 1
+    assert check.relative_difference(np.ones(2), np.full(2, np.nan)) == float("inf")
+
+
+def test_transformers_opens_the_text_tower(trained, exported, monkeypatch):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported / "text")
+    model, report = transformers.AutoModel.from_pretrained(
+        exported / "text", add_pooling_layer=False, output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    texts = ["No pleural effusion.", "Cardiomegaly " * 100]
+    ids, mask = trained.tower.tokenizer.encode(texts, trained.tower.max_length)
+    batch = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+    np.testing.assert_array_equal(batch["input_ids"].numpy(), ids)
+    np.testing.assert_array_equal(batch["attention_mask"].numpy(), mask)
+    with torch.no_grad():
+        theirs = model.eval()(**batch).last_hidden_state.numpy()
+    mean = (theirs * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+    np.testing.assert_allclose(trained.encode(texts), mean, atol=1e-5)
+
+
+def test_plain_torch_takes_grey_or_colour_and_warns_of_the_range(seen, exported):
+    torch = pytest.importorskip("torch")
+    model = check.loader(exported).load(exported)
+    views, ours = seen
+    pixels = torch.from_numpy(views).permute(0, 3, 1, 2)
+    for given in (pixels, pixels[:, 0], pixels.expand(-1, 3, -1, -1), pixels.float()):
+        theirs = model.embed_image(given)
+        for name in ("findings", "impression"):
+            np.testing.assert_allclose(theirs[name], ours.aligned[name][:, 0], atol=1e-4)
+    with pytest.warns(UserWarning, match=r"0\.\.255"):
+        model.embed_image(pixels.float() / 255)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (130, 97), (300, 640), (20, 33)])
+def test_plain_torch_makes_the_same_view(trained, exported, shape):
+    pytest.importorskip("torch")
+    model = check.loader(exported).load(exported)
+    grey = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    ours, theirs = trained.view(grey)[..., 0].astype(int), model.view(grey).numpy().astype(int)
+    assert np.abs(ours - theirs).max() <= 1
+
+
+def test_onnx_has_a_free_batch(seen, exported):
+    pytest.importorskip("onnxruntime")
+    if not onnx_graph.available():
+        pytest.skip("onnx is not installed")
+    views, ours = seen
+    for n in (1, 3):
+        theirs = check.run_onnx(exported / "image_embedder.onnx", views[:n])
+        assert set(theirs) == {"findings", "impression", "pooled"}
+        for name in ("findings", "impression"):
+            assert check.relative_difference(ours.aligned[name][:n, 0], theirs[name]) < 1e-5
+
+
+TRUNKS = {
+    "imagenet": ResNet(block="bottleneck", stage_sizes=(1, 2), width=4),
+    "space_to_depth": ResNet(stage_sizes=(1, 1), block="basic", width=4, stem="space_to_depth", strides=(1, 1)),
+    "stride4, grey": ResNet(
+        stage_sizes=(1, 1, 1), block="basic", widths=(4, 6, 6), width=8, stem="stride4", in_channels=1
+    ),
+    "small": ResNet(depth="18", stage_sizes=(1, 1), width=4, stem="small"),
+    "vit": ViT(width=8, layers=2, heads=2, hidden=12, patch=8, image=32),
+    "vit, pooler": ViT(width=8, layers=2, heads=2, hidden=12, patch=8, image=32, pooler=True, epsilon=1e-12),
+}
+
+
+@pytest.mark.parametrize("name", TRUNKS)
+def test_trunks_of_any_shape_open_in_torch(name, tmp_path):
+    torch = pytest.importorskip("torch")
+    trunk = TRUNKS[name]
+    image = reference_weights.image(2, 32, trunk.in_channels)
+    options = {} if isinstance(trunk, ViT) else {"train": False}
+    shapes = jax.eval_shape(lambda: trunk.init(jax.random.key(0), image, **options))
+    variables = fill(shapes)
+    tensors, described = to_torch_names(variables, parts.trunk_arch(trunk)), parts.describe_trunk(trunk)
+    ours = trunk.apply(variables, image, **options)
+    pixels = torch.from_numpy(image).permute(0, 3, 1, 2)
+    if described["kind"] == "vit_transformers":
+        transformers = pytest.importorskip("transformers")
+        save_safetensors(tmp_path / "model.safetensors", tensors)
+        fields = {k: v for k, v in described.items() if k != "kind"}
+        transformers.ViTConfig(**fields, architectures=["ViTModel"]).save_pretrained(tmp_path)
+        model, report = transformers.ViTModel.from_pretrained(tmp_path, output_loading_info=True)
+        assert not report["missing_keys"]
+        assert not report["unexpected_keys"]
+        with torch.no_grad():
+            theirs = {"pooled": model.eval()(pixels).pooler_output}
+    else:
+        modeling = check.loader(tiny.REPOSITORY / "medvlp_jax" / "assets")
+        model = modeling.build_trunk(described)
+        state = {key: torch.from_numpy(np.array(array)) for key, array in tensors.items()}
+        model.load_state_dict(state, strict=True)
+        with torch.no_grad():
+            theirs = model.eval()(pixels)
+    for level, value in theirs.items():
+        value = value.permute(0, 2, 3, 1) if level.startswith("stage") else value
+        assert check.relative_difference(np.asarray(ours[level]), value.numpy()) < 1e-5, level
+
+
+def test_names_and_shapes_are_those_of_torchvision_resnet50():
+    pytest.importorskip("torch")
+    from encoders.torch_resnet import TorchResNet
+
+    trunk = ResNet(depth="50")
+    shapes = jax.eval_shape(lambda: trunk.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), train=False))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    ours = {name: array.shape for name, array in to_torch_names(zeros, "resnet").items()}
+    theirs = {name: tuple(tensor.shape) for name, tensor in TorchResNet().state_dict().items()}
+    assert ours == theirs
+    assert len(ours) == 318  # of the 320 in torchvision's resnet50 all but fc.weight and fc.bias
+
+
+def test_methods_and_trunks_without_names_are_refused():
+    with pytest.raises(ValueError, match=r"'moco' cannot be exported yet. Known: imitate"):
+        parts.known("moco")
+    with pytest.raises(ValueError, match="no PyTorch names yet"):
+        parts.trunk_arch(jax.tree)
+
+
+# ---- the way back -----------------------------------------------------------
+
+
+def test_import_gives_the_identical_variables(trained, exported, data, tmp_path):
+    config = tiny_config(data)
+    said = []
+    workdir = import_weights.import_weights(exported, tmp_path / "run", config, say=said.append)
+    back = open_run(workdir)
+    same(jax.device_get(back.variables), jax.device_get(trained.variables))
+    assert back.step == 1
+    meta = Checkpoints(workdir / "checkpoints").meta(1)
+    assert (meta["imported_step"], meta["imported_from"], meta["examples_seen"]) == (4, exported.name, 0)
+    # What `train` restores: the whole state on its shardings, with an optimizer that has seen nothing.
+    mesh = sharding.make_mesh(1, 1, devices=jax.local_devices()[:1])
+    _, target = steps.sharded_state(back.model, optim.optimizer(config.optimizer, 4), batch_shapes(config, 16), 0, mesh)
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        state = checkpoints.restore(1, target)
+    assert int(state["step"]) == 1
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(state["opt_state"]))
+    # And exported again it keeps the step that the weights were trained for.
+    again = export(workdir, say=said.append)
+    assert json.loads((again / "medvlp_jax.json").read_text())["step"] == 4
+    for name in ("trunk.safetensors", "heads.safetensors", "model.json", "text/model.safetensors"):
+        assert (again / name).read_bytes() == (exported / name).read_bytes(), name
+
+
+def test_import_without_config_takes_the_exported_one(exported, data, tmp_path):
+    overrides = [f"--config.data.dir={data}", "--config.total_steps=9"]
+    config = import_weights.parse_config(None, overrides, exported)
+    assert config.text.weights == str(exported / "text")
+    assert (config.total_steps, config.data.dir) == (9, str(data))
+    import_weights.import_weights(exported, tmp_path / "run", config, step=4, say=lambda _: None)
+    assert open_run(tmp_path / "run").step == 4
+
+
+def state_dict(exported):
+    return import_weights.read_tensors(exported)
+
+
+def test_import_of_a_torch_file_and_its_pickles(exported, data, trained, tmp_path):
+    torch = pytest.importorskip("torch")
+    state = {name: torch.from_numpy(np.array(array)) for name, array in state_dict(exported).items()}
+    torch.save({"state_dict": state}, tmp_path / "model.pt")
+    config = tiny_config(data)
+    import_weights.import_weights(tmp_path / "model.pt", tmp_path / "run", config, say=lambda _: None)
+    same(jax.device_get(open_run(tmp_path / "run").variables), jax.device_get(trained.variables))
+
+    class Payload:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"state_dict": state, "notes": Payload()}, tmp_path / "evil.pt")
+    with pytest.raises(ValueError, match="weights_only=True"):
+        import_weights.import_weights(tmp_path / "evil.pt", tmp_path / "run2", config)
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "run2").exists()
+    import_weights.import_weights(
+        tmp_path / "evil.pt", tmp_path / "run2", config, trust_pickle=True, say=lambda _: None
+    )
+    assert (tmp_path / "ran").exists()
+
+
+def test_import_lists_everything_that_does_not_fit(exported, data, tmp_path):
+    tensors = state_dict(exported)
+    tensors["trunk.conv1.weight"] = tensors["trunk.conv1.weight"][:3]
+    tensors["extra.weight"] = np.zeros(2, np.float32)
+    del tensors["text_head.linear1.bias"]
+    save_safetensors(tmp_path / "model.safetensors", tensors)
+    with pytest.raises(ValueError, match="do not fit the resnet model") as error:
+        import_weights.import_weights(tmp_path / "model.safetensors", tmp_path / "run", tiny_config(data))
+    for words in (
+        "conv1.weight: (3, 1, 7, 7) in the file, (8, 1, 7, 7)",
+        "missing (1): text_head.linear1.bias",
+        "unexpected (1): extra.weight",
+    ):
+        assert words in str(error.value)
+    assert not (tmp_path / "run").exists()
+    trunk = load_tensors(exported / "trunk.safetensors")
+    save_safetensors(tmp_path / "trunk.safetensors", trunk)
+    with pytest.raises(ValueError, match=r"encoder alone.*model\.trunk\.weights=FILE"):
+        import_weights.import_weights(tmp_path / "trunk.safetensors", tmp_path / "run", tiny_config(data))
+    save_safetensors(tmp_path / "model.safetensors", tensors | {"extra.weight": np.full(2, np.nan)})
+    with pytest.raises(ValueError, match=r"not finite, in extra\.weight"):
+        import_weights.read_tensors(tmp_path / "model.safetensors")
+
+
+def import_command(source, workdir, data, *more):
+    overrides = tiny.overrides(data, **{"model.read.eval_draws": 2})
+    fields = [f"--config.{name}={value}" for name, value in overrides.items()]
+    config = ["--config", str(tiny.REPOSITORY / "configs/imitate.py:demo")]
+    return import_weights.main(["--from", str(source), "--workdir", str(workdir), *config, *fields, *more])
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda copy: (copy / "trunk.safetensors").write_bytes(b"short"), "SHA-256"),
+        (lambda copy: (copy / "heads.safetensors").unlink(), "heads.safetensors is missing"),
+        (lambda copy: (copy / "medvlp_jax.json").write_text("{"), "is damaged"),
+        (
+            lambda copy: ((copy / "medvlp_jax.json").unlink(), (copy / "trunk.safetensors").write_bytes(b"short")),
+            "not a readable safetensors file",
+        ),
+    ],
+)
+def test_import_of_damaged_folders(copy, data, tmp_path, capsys, damage, words):
+    damage(copy)
+    assert import_command(copy, tmp_path / "run", data) == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_import_refusals(exported, run, data, tmp_path, capsys):
+    refused = {
+        "already holds a run": (exported, run),
+        "nothing at --from": (tmp_path / "none", tmp_path / "run"),
+    }
+    for words, (source, workdir) in refused.items():
+        assert import_command(source, workdir, data) == 1
+        assert words in capsys.readouterr().err
+    for field, words in {
+        "--config.model.read.heads=2": "model.read.heads: exported 4, asked 2",
+        "--config.text.max_length=32": "text tower of this config is not the one",
+        "--config.totl_steps=3": "totl_steps",
+        "--config.total_steps=many": "invalid literal",
+    }.items():
+        assert import_command(exported, tmp_path / "run", data, field) == 1
+        error = capsys.readouterr().err
+        assert words in error
+        assert "Traceback" not in error
+    for config, words in {"configs/imitate.py:dmeo": "Did you mean 'demo'?", "none.py": "no config file"}.items():
+        path = str(tiny.REPOSITORY / config)
+        source = ["--from", str(exported), "--workdir", str(tmp_path / "run")]
+        assert import_weights.main([*source, "--config", path]) == 1
+        error = capsys.readouterr().err
+        assert words in error
+        assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+# ---- bad input to export -----------------------------------------------------------
+
+
+def refuse(capsys, arguments, *words):
+    assert command.main(list(map(str, arguments))) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    for word in words:
+        assert word in error, error
+
+
+def test_export_refusals(run, exported, tmp_path, capsys):
+    refuse(capsys, ["--workdir", tmp_path / "none"], "holds no run")
+    refuse(capsys, ["--workdir", run, "--out", tmp_path / "out", "--step", 3], "no checkpoint of step 3", "2, 4")
+    assert not (tmp_path / "out").exists()
+    refuse(capsys, ["--workdir", run, "--out", exported], "already holds an export", "--overwrite")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    refuse(capsys, ["--workdir", run, "--out", tmp_path / "mine", "--overwrite"], "holds no export")
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
+    refuse(capsys, ["--workdir", run, "--out", tmp_path / "mine" / "notes.txt"], "is a file")
+
+
+def test_export_replaces_an_export_when_asked(copy, run, capsys):
+    (copy / "left_over.txt").write_text("old")
+    assert command.main(["--workdir", str(run), "--out", str(copy), "--overwrite"]) == 0
+    assert not (copy / "left_over.txt").exists()
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
+def test_export_of_a_checkpoint_of_another_config(run, tmp_path, capsys):
+    workdir = shutil.copytree(run, tmp_path / "run")
+    stored = json.loads((workdir / "config.json").read_text())
+    (workdir / "config.json").write_text(json.dumps(stored | {"model.features": 8}))
+    refuse(
+        capsys, ["--workdir", workdir], "holds another model than the config describes", "checkpoint (16,), model (8,)"
+    )
+    (workdir / "config.json").write_text("{")
+    refuse(capsys, ["--workdir", workdir], "is damaged")
+
+
+def test_full_disk_leaves_nothing_behind(run, tmp_path, capsys, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(write, "save_safetensors", full)
+    refuse(capsys, ["--workdir", run, "--out", tmp_path / "out"], "No space left on the device", "--out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_check_ends_with_an_error(run, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(write, "check_folder", lambda *_: False)
+    refuse(capsys, ["--workdir", run, "--out", tmp_path / "out", "--check"], "does not compute what the run computes")
+
+
+def test_check_without_torch_says_what_to_install(run, tmp_path, capsys, monkeypatch):
+    find = write.importlib.util.find_spec
+    monkeypatch.setattr(write.importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
+    refuse(capsys, ["--workdir", run, "--out", tmp_path / "out", "--check"], "medvlp_jax[torch]")
+    assert not (tmp_path / "out").exists()
