@@ -31,7 +31,10 @@ from medvlp_jax.interop import from_torch_names, load_tensors
 
 # Fields under which the same tensors would compute something else. Others may change: data, optimizer, loss, size.
 MEANING = ("method", "model.", "image.mean", "image.std")
-FREE = ("model.dtype", "model.bn.", "model.trunk.weights", "model.trunk.remat", "model.trunk.zero_init_last_bn")
+FREE = (
+    *("model.dtype", "model.bn.", "model.read.draws"),
+    *("model.trunk.weights", "model.trunk.remat", "model.trunk.zero_init_last_bn"),
+)
 TOWER = (
     "The text tower of this config is not the one that the weights were trained with (weights, layers, pooling, "
     "max_length or dtype differ). Use --config.text.weights={folder} --config.text.layers=0"
@@ -61,8 +64,9 @@ def import_weights(
         raise ValueError(f"step={step} must be at least 1: training starts before the first step without a checkpoint.")
     if not source.exists():
         raise FileNotFoundError(f"There is nothing at --from={str(source)!r}.")
-    if Checkpoints(workdir / "checkpoints").all_steps():
-        raise FileExistsError(f"{str(workdir)!r} already holds a run with checkpoints. Choose another --workdir.")
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        if checkpoints.all_steps():
+            raise FileExistsError(f"{str(workdir)!r} already holds a run with checkpoints. Choose another --workdir.")
     manifest = read_manifest(source)
     tower = text_tower.of_config(config)
     if manifest is not None:

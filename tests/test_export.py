@@ -23,6 +23,7 @@ from medvlp_jax.encoders.vit import ViT
 from medvlp_jax.export import __main__ as command
 from medvlp_jax.export import card, check, export, onnx_graph, parts, write
 from medvlp_jax.interop import load_tensors, save_safetensors, to_torch_names
+from medvlp_jax.methods.imitate import ReadBranch
 from medvlp_jax.trained import open_run
 
 FILES = {
@@ -283,6 +284,35 @@ def test_onnx_has_a_free_batch(seen, exported):
             assert check.relative_difference(ours.aligned[name][:n, 0], theirs[name]) < 1e-5
 
 
+def test_padding_that_takes_part_in_attention_does_so_everywhere(trained, exported, seen, tmp_path):
+    """The released preset lets zero tokens into the softmax."""
+    torch = pytest.importorskip("torch")
+    described = json.loads((exported / "model.json").read_text())
+    described["read"]["mask_padding"] = False
+    modeling, views = check.loader(exported), seen[0][:2]
+    model, masked = modeling.Imitate(described), modeling.load(exported)
+    model.load_state_dict(masked.state_dict(), strict=True)
+    model.eval()
+    config = trained.config.copy_and_resolve_references().model.read
+    with config.unlocked():
+        config.mask_padding = False
+    tokens = np.random.default_rng(0).normal(size=(2, 40, 36)).astype(np.float32)
+    branch = ReadBranch(config, 16, {"stats_scope": "global"}, np.float32)
+    ours = branch.apply({name: tree["read"] for name, tree in trained.variables.items()}, tokens, train=False)
+    with torch.no_grad():
+        theirs = model.read.head(model.read.attention(torch.from_numpy(tokens))).numpy()
+        other = masked.read.head(masked.read.attention(torch.from_numpy(tokens))).numpy()
+    assert check.relative_difference(np.asarray(ours), theirs) < 1e-5
+    assert check.relative_difference(other, theirs) > 1e-3
+    if onnx_graph.available():
+        pytest.importorskip("onnxruntime")
+        tensors = (load_tensors(exported / name) for name in ("trunk.safetensors", "heads.safetensors"))
+        onnx_graph.save(tmp_path / "model.onnx", onnx_graph.build(described, *tensors))
+        expected = model.embed_image(torch.from_numpy(views[..., 0]))["findings"].numpy()
+        got = check.run_onnx(tmp_path / "model.onnx", views)["findings"]
+        assert check.relative_difference(expected, got) < 1e-5
+
+
 TRUNKS = {
     "imagenet": ResNet(block="bottleneck", stage_sizes=(1, 2), width=4),
     "space_to_depth": ResNet(stage_sizes=(1, 1), block="basic", width=4, stem="space_to_depth", strides=(1, 1)),
@@ -511,6 +541,7 @@ def test_export_refusals(run, exported, tmp_path, capsys):
     refuse(capsys, ["--workdir", run, "--out", tmp_path / "mine", "--overwrite"], "holds no export")
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
     refuse(capsys, ["--workdir", run, "--out", tmp_path / "mine" / "notes.txt"], "is a file")
+    refuse(capsys, ["--workdir", run, "--out", tmp_path / "mine" / "notes.txt" / "out"], "Cannot write in", "--out")
 
 
 def test_export_replaces_an_export_when_asked(copy, run, capsys):

@@ -58,6 +58,9 @@ def export(
     new, old = (out.with_name(f".{out.name}.{what}-{token}") for what in ("new", "old"))
     try:
         new.mkdir(parents=True)
+    except OSError as error:
+        raise ExportError(f"Cannot write in {out.parent}: {error.strerror}. Choose another --out.") from error
+    try:
         _write(trained, new, say)
         if out.exists():
             out.rename(old)
