@@ -113,6 +113,20 @@ def base() -> ConfigDict:
     config.optimizer.warmup_steps = 0
     config.optimizer.restart_steps = 0
     config.optimizer.final_learning_rate = 0.0
-    config.evaluators = ("validation_loss", "retrieval")
+    # Every eval_every_steps on the validation split; and, behind training and with --mode eval, on the test split.
+    config.evaluators = ("validation_loss", "retrieval", "zero_shot")
+    config.final_evaluators = ("validation_loss", "retrieval", "zero_shot", "linear_probe", "knn", "grounding")
     config.eval_batch_size = 0  # 0: batch_size
+
+    config.evaluation = ConfigDict()
+    config.evaluation.data = ""  # score another prepared data set than the run's own (--mode eval)
+    config.evaluation.section = ""  # text space of zero-shot and grounding; "": the method's choice
+    config.evaluation.prompts = "ensemble"  # plain, ensemble, or the path of a JSON file
+    config.evaluation.findings = ()  # labels that means are taken over; (): all with both classes
+    config.evaluation.uncertain = "drop"  # drop, positive, negative
+    config.evaluation.fractions = (1.0, 10.0, 100.0)  # percent of the training patients, for probes
+    config.evaluation.seeds = 5
+    config.evaluation.resamples = 1000
+    config.evaluation.max_train = 50_000  # training images that probes may use; 0: all
+    config.evaluation.allow_patient_overlap = False
     return config

@@ -16,6 +16,8 @@ FREE_FIELDS = (
     "keep_checkpoints",
     "eval_batch_size",
     "evaluators",
+    "final_evaluators",
+    "evaluation.",
     "mesh.",
     "data.dir",
     "data.threads",

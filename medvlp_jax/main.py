@@ -10,6 +10,7 @@ from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with arguments: configs/imitate.py:demo")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run folder: made when missing, resumed when not.")
+_CHECKPOINTS = flags.DEFINE_string("checkpoints", None, "With --mode eval: 'all', or steps such as 400,800.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "train, or eval: score the newest checkpoint.")
 
 
@@ -32,10 +33,19 @@ def main(argv):
         else:
             from medvlp_jax.evaluate import evaluate
 
-            evaluate(_CONFIG.value, _WORKDIR.value)
+            evaluate(_CONFIG.value, _WORKDIR.value, checkpoint_steps=_steps(_CHECKPOINTS.value))
     except (ValueError, FileNotFoundError, CheckpointError, NonFiniteError) as error:
         logging.vlog(1, "%s", error, exc_info=True)
         sys.exit(f"{type(error).__name__}: {error}")
+
+
+def _steps(text):
+    if text is None or text == "all":
+        return None if text is None else ()
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--checkpoints={text!r} must be 'all' or whole numbers with commas between them.") from None
 
 
 if __name__ == "__main__":

@@ -12,8 +12,10 @@ from medvlp_jax import config as configs
 from medvlp_jax import step as steps
 from medvlp_jax.checkpoint import Checkpoints
 from medvlp_jax.data import pipeline
-from medvlp_jax.evaluate import Scorer, brief, format_scores, score_run
+from medvlp_jax.evaluate import score_run
 from medvlp_jax.metrics import Console, MetricWriter, Progress, check_finite, clock
+from medvlp_jax.score_table import brief, flat, format_scores
+from medvlp_jax.scorer import Scorer
 
 
 def train(config: Any, workdir: str | Path) -> dict[str, Any]:
@@ -132,9 +134,9 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
                 if saving:
                     save(number)
                 if evaluating and not stopping:
-                    scores = scorer(state, config.data.eval_split)
-                    writer.scalars(number, scores)
-                    say(f"step {number}/{parts.total_steps} {config.data.eval_split}: {brief(scores)}")
+                    results = scorer(state, config.data.eval_split, config.evaluators)
+                    writer.scalars(number, flat(results))
+                    say(f"step {number}/{parts.total_steps} {config.data.eval_split}: {brief(results)}")
                 progress.pause(time.monotonic() - pause)
             if stopping and not done:
                 break
@@ -147,7 +149,8 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
         return {"step": number, "scores": {}}
     say(f"trained   {number} steps in {clock(progress.seconds())}; scoring the {config.data.test_split} split")
     scores = score_run(scorer, state, make_state, workdir, number)
-    writer.scalars(number, {f"{config.data.test_split}/{k}": v for k, v in scores["trained"].items()})
+    final = {f"{config.data.test_split}/{row['name']}": row["value"] for row in scores["scores"]}
+    writer.scalars(number, {name: value for name, value in final.items() if value is not None})
     writer.close()
     for line in format_scores(scores):
         say(line)

@@ -77,11 +77,15 @@ def open_run(workdir: str | Path, *, step: int | None = None, data_dir: str | Pa
     )
 
 
+def evaluation_ops(config: Any) -> list[preprocess.Op]:
+    """The operations of `config.image.evaluate` behind `decode`: grey uint8 [H, W] -> view uint8 [1, S, S, 1]."""
+    string = config.image.evaluate.format(size=config.image.size, views=config.image.views)
+    return [op for op in preprocess.parse(string) if op.name != "decode"]
+
+
 def evaluation_view(config: Any):
     """The function grey uint8 [H, W] -> view uint8 [S, S, 1] of `config.image.evaluate`."""
-    string = config.image.evaluate.format(size=config.image.size, views=config.image.views)
-    ops = [op for op in preprocess.parse(string) if op.name != "decode"]
-    make = preprocess.build("|".join(map(str, ops)) + "|keep('image')")
+    make = preprocess.build("|".join([*map(str, evaluation_ops(config)), "keep('image')"]))
     return lambda grey_HxW: make({"image": grey_HxW}, np.random.default_rng(0))["image"][0]
 
 

@@ -33,9 +33,22 @@ def test_run_folder_and_scores(finished):
     assert all(np.isfinite(loss) for loss in tiny.losses(workdir).values())
     scores = json.loads((workdir / "scores.json").read_text())
     assert scores["split"] == "test"
-    for twin in ("trained", "random_init"):
-        assert scores[twin]["retrieval/impression/image_to_text_chance_R@10"] > 0
-        assert 0 <= scores[twin]["retrieval/impression/image_to_text_R@10"] <= 100
+    rows = {row["name"]: row for row in scores["scores"]}
+    recall = rows["retrieval/impression/image_to_text_R@10"]
+    assert recall["chance"] > 0
+    assert 0 <= recall["random_init"] <= 100
+    assert recall["interval"][0] <= recall["value"] <= recall["interval"][1]
+    assert {name.split("/")[0] for name in rows} >= {
+        "loss",
+        "retrieval",
+        "zero_shot",
+        "linear_probe",
+        "knn",
+        "grounding",
+    }
+    assert rows["linear_probe/1%/auc/mean"]["raw_pixels"] is not None
+    assert (workdir / "scores" / "8.json").exists()
+    assert (workdir / "probe_subsets.json").exists()
     assert str(workdir) in done.stdout
     assert "images/s" in done.stdout
     assert "ETA" in done.stdout

@@ -1,5 +1,6 @@
 """A run that fits a test: a few phantoms, a text tower of random weights, a narrow trunk."""
 
+import ast
 import json
 import os
 import subprocess
@@ -16,12 +17,18 @@ STUDIES = {"train_studies": 40, "validation_studies": 12, "test_studies": 12}
 
 def make_data(folder: Path) -> Path:
     """Prepares the phantoms (64 px) and a text tower under `folder`; returns the data folder."""
-    from medvlp_jax.data import tokenizer
-    from medvlp_jax.encoders.bert import Bert, BertConfig
-    from medvlp_jax.interop import save_bert
     from medvlp_jax.prepare import prepare
 
     prepare("cxr_phantom/tiny", folder, size=64, workers=1, progress=False, **STUDIES)
+    return make_tower(folder)
+
+
+def make_tower(folder: Path) -> Path:
+    """Writes a text tower of random weights under `folder`, the data folder, and returns that."""
+    from medvlp_jax.data import tokenizer
+    from medvlp_jax.encoders.bert import Bert, BertConfig
+    from medvlp_jax.interop import save_bert
+
     words = tokenizer.load("phantom")
     config = BertConfig(
         vocab_size=words.vocab_size,
@@ -36,6 +43,16 @@ def make_data(folder: Path) -> Path:
     save_bert(folder / "tower", config, jax.jit(Bert(config).init)(jax.random.key(0), ids, ids))
     words.save(folder / "tower")
     return folder
+
+
+def chest(height: int = 200, width: int = 180) -> np.ndarray:
+    """Two dark lungs and dark air in a bright body that gets brighter downwards: uint8 (height, width)."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    grey = 120 + 90 * y - 110 * (np.abs(x - 0.5) > 0.15 + 0.8 * y)
+    for centre in (0.3, 0.7):
+        grey -= 90 * (((x - centre) / 0.14) ** 2 + ((y - 0.4) / 0.28) ** 2 < 1)
+    return np.clip(grey + rng.normal(0, 4, grey.shape), 5, 250).astype(np.uint8)
 
 
 def overrides(data: Path, **more: object) -> dict[str, object]:
@@ -59,6 +76,33 @@ def overrides(data: Path, **more: object) -> dict[str, object]:
         "data.threads": 2,
         **more,
     }
+
+
+def make_run(data: Path, workdir: Path, step: int = 4) -> Path:
+    """A run folder as training leaves it, with random weights and no training; needs only the tower of `data`."""
+    from configs import imitate
+    from medvlp_jax import build, methods, text_tower
+    from medvlp_jax import config as configs
+    from medvlp_jax import step as steps
+    from medvlp_jax.checkpoint import Checkpoints
+
+    config = imitate.get_config("demo")
+    with config.unlocked():
+        fields = overrides(data)
+        fields["model.trunk.widths"] = ast.literal_eval(str(fields["model.trunk.widths"]))
+        config.update_from_flattened_dict(fields)
+    workdir.mkdir(parents=True, exist_ok=True)
+    configs.claim_workdir(config, workdir)
+    model = methods.get(config.method).build(config)
+    batch = build.batch_shapes(config, text_tower.of_config(config).width)
+    shapes = jax.eval_shape(lambda: steps.init_variables(model, batch, config.seed))
+    rng = np.random.default_rng(0)  # without compiling the initialisation
+    state = jax.tree.map(lambda s: rng.normal(0.1, 0.3, s.shape).astype(s.dtype), shapes)
+    state["batch_stats"] = jax.tree.map(np.abs, state["batch_stats"])
+    with Checkpoints(workdir / "checkpoints", keep=1) as checkpoints:
+        checkpoints.save(step, state, {})
+        checkpoints.wait()
+    return workdir
 
 
 def command(data: Path, workdir: Path, *flags: str, arg: str = "demo", **more: object) -> list[str]:

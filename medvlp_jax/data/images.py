@@ -212,13 +212,18 @@ def crop_border(image: np.ndarray, *, threshold: float = 0.02, margin: int = 0) 
     Args: threshold: as a share of the type's range; a row is dark when its 99th percentile is at or below it.
     margin: pixels kept. An image that is dark throughout is returned unchanged.
     """
+    return image[border_window(image, threshold=threshold, margin=margin)]
+
+
+def border_window(image: np.ndarray, *, threshold: float = 0.02, margin: int = 0) -> tuple[slice, slice]:
+    """The rows and columns that `crop_border` keeps."""
     limit = threshold * np.iinfo(image.dtype).max
     rows = np.flatnonzero(np.percentile(image, 99, axis=1) > limit)
     columns = np.flatnonzero(np.percentile(image, 99, axis=0) > limit)
     if not len(rows) or not len(columns):
-        return image
-    top, left = max(rows[0] - margin, 0), max(columns[0] - margin, 0)
-    return image[top : rows[-1] + 1 + margin, left : columns[-1] + 1 + margin]
+        return slice(0, image.shape[0]), slice(0, image.shape[1])
+    ends = [min(kept[-1] + 1 + margin, size) for kept, size in zip((rows, columns), image.shape, strict=True)]
+    return slice(max(rows[0] - margin, 0), ends[0]), slice(max(columns[0] - margin, 0), ends[1])
 
 
 def resize_keep_aspect(image: np.ndarray, size: int, fit: Fit = "pad") -> np.ndarray:

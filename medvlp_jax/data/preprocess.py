@@ -34,7 +34,7 @@ BATCH_FIELDS = (
     "image",
     *(f"{section}_{part}" for section in SECTIONS for part in ("ids", "mask", "embedding", "hash")),
     *(f"has_{section}" for section in SECTIONS),
-    *("labels", "patient_hash", "study_hash", "index"),
+    *("labels", "has_boxes", "patient_hash", "study_hash", "index"),
 )
 """Fields that reach the batch when no `keep` operation says otherwise, each as far as the record has it."""
 
@@ -147,7 +147,8 @@ def build(string: str, *, tokenizer: Tokenizer | None = None, text_cache: TextCa
 
     A record is what `records.RecordSource` yields, with `index` added by the pipeline. The example holds arrays only:
       image uint8 [V, H, W, 1]; <section>_ids int32 [L], <section>_mask bool [L] or <section>_embedding float32 [E];
-      has_<section> bool; <section>_hash int32; labels int8 [14]; patient_hash, study_hash int32; index int64,
+      has_<section> bool; <section>_hash int32; labels int8 [14]; has_boxes bool;
+      patient_hash, study_hash int32; index int64,
     or exactly what `keep(...)` names.
 
     Raises ValueError as `parse`, and when an argument is out of range or an operation needs a tokenizer or text cache
@@ -346,6 +347,8 @@ def keep(*names: str) -> Step:
         for name in ("patient", "study"):
             if f"{name}_id" in example:
                 example[f"{name}_hash"] = np.int32(int(example[f"{name}_id"]) & 0x7FFFFFFF)
+        if isinstance(example.get("boxes"), Mapping):
+            example["has_boxes"] = len(example["boxes"]["box"]) > 0
         if not names:
             return {name: np.asarray(example[name]) for name in BATCH_FIELDS if _is_array(example.get(name))}
         missing = [name for name in names if name not in example]

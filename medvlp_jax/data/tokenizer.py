@@ -95,6 +95,10 @@ class Tokenizer:
             mask_NxL[i, : len(ids)] = True
         return ids_NxL, mask_NxL
 
+    def length(self, text: str) -> int:
+        """Ids of a text, special tokens included, before anything is cut."""
+        return len(self._backend.encode(text).ids)
+
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The word pieces behind ids."""
         return [self._backend.id_to_token(int(i)) for i in ids]

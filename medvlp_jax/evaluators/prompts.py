@@ -18,20 +18,47 @@ class Pair(NamedTuple):
 PLAIN = "plain"
 ENSEMBLE = "ensemble"
 
-# What the observation is called in a report; "No Finding" is asked for as a text of its own (asking for
-# "no No Finding" inverts it).
-_WORDS = {name: name.lower() for name in CHEXPERT_LABELS} | {
-    "Support Devices": "support device",
-    "Pleural Other": "pleural thickening",
-    "Fracture": "rib fracture",
-    "Lung Lesion": "lung nodule or mass",
+# What the observation is called in reports; the first one is the plain word. "No Finding" is asked for by texts of its
+# own: asking for "no No Finding" would invert it.
+_TERMS: dict[str, tuple[str, ...]] = {
+    "Enlarged Cardiomediastinum": ("mediastinal widening", "widened mediastinum"),
+    "Cardiomegaly": ("cardiomegaly", "enlarged heart", "enlarged cardiac silhouette"),
+    "Lung Opacity": ("lung opacity", "airspace opacity", "opacity in the lung"),
+    "Lung Lesion": ("lung nodule", "pulmonary nodule", "lung mass"),
+    "Edema": ("pulmonary edema", "interstitial edema"),
+    "Consolidation": ("consolidation", "lower lobe consolidation", "upper lobe consolidation"),
+    "Pneumonia": ("pneumonia", "consolidation consistent with pneumonia"),
+    "Atelectasis": ("atelectasis", "basilar atelectasis", "linear atelectasis"),
+    "Pneumothorax": ("pneumothorax", "apical pneumothorax"),
+    "Pleural Effusion": ("pleural effusion", "pleural fluid collection"),
+    "Pleural Other": ("pleural thickening", "apical pleural thickening"),
+    "Fracture": ("rib fracture", "displaced rib fracture"),
+    "Support Devices": (
+        "pacemaker",
+        "central venous catheter",
+        "endotracheal tube",
+        "enteric tube",
+        "chest tube",
+        "sternotomy wires",
+        "support device",
+    ),
 }
-_POSITIVE = ("{}.", "There is {}.", "Findings are consistent with {}.", "{} is present.")
-_NEGATIVE = ("No {}.", "There is no {}.", "No evidence of {}.", "{} is absent.")
-_NORMAL = Pair(
-    ("No acute cardiopulmonary abnormality.", "Normal chest radiograph.", "The lungs are clear."),
-    ("Abnormal chest radiograph.", "There is an acute cardiopulmonary abnormality."),
+# Crossed with severity and side, as radiologists' lists are in GLoRIA (Huang et al. 2021): single words lie far from
+# whole reports in the space of a text tower, sentences of a report do not.
+_POSITIVE = ("{}.", "There is {}.")
+_SEVERITIES = ("", "small", "moderate", "large", "mild", "severe")
+_SIDES = ("", "left", "right")
+_NEGATIVE = ("No {}.", "There is no {}.", "No evidence of {}.", "Negative for {}.")
+_NORMAL = (
+    "No acute cardiopulmonary abnormality.",
+    "No acute intrathoracic process.",
+    "Normal chest radiograph.",
+    "The lungs are clear.",
+    "The heart size is normal. The lungs are clear.",
+    "No pleural effusion or pneumothorax.",
+    "No focal consolidation, pleural effusion or pneumothorax.",
 )
+_ABNORMAL = ("Abnormal chest radiograph.", "There is an acute cardiopulmonary abnormality.")
 
 
 def builtin(kind: str = ENSEMBLE) -> dict[str, Pair]:
@@ -41,19 +68,25 @@ def builtin(kind: str = ENSEMBLE) -> dict[str, Pair]:
     Raises: ValueError for another kind.
     """
     if kind == PLAIN:
-        return {name: Pair((word,), (f"no {word}",)) for name, word in _WORDS.items()} | {
+        words = {name: "support device" if name == "Support Devices" else terms[0] for name, terms in _TERMS.items()}
+        return {name: Pair((word,), (f"no {word}",)) for name, word in words.items()} | {
             "No Finding": Pair(("no abnormality",), ("abnormality",))
         }
     if kind != ENSEMBLE:
         raise ValueError(f"Unknown prompts {kind!r}. Choose {PLAIN}, {ENSEMBLE}, or the path of a JSON file.")
-    pairs = {
-        name: Pair(
-            tuple(_sentence(template, word) for template in _POSITIVE),
-            tuple(_sentence(template, word) for template in _NEGATIVE),
+    pairs = {}
+    for name, terms in _TERMS.items():
+        phrases = [
+            " ".join(f"{severity} {side} {term}".split())
+            for term in terms
+            for severity in _SEVERITIES
+            for side in _SIDES
+        ]
+        pairs[name] = Pair(
+            tuple(_sentence(template, phrase) for phrase in phrases for template in _POSITIVE),
+            tuple(_sentence(template, term) for term in terms for template in _NEGATIVE) + _NORMAL,
         )
-        for name, word in _WORDS.items()
-    }
-    return pairs | {"No Finding": _NORMAL}
+    return pairs | {"No Finding": Pair(_NORMAL, _ABNORMAL)}
 
 
 def load(prompts: str | Path) -> dict[str, Pair]:

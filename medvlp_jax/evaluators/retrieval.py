@@ -1,4 +1,4 @@
-"""Image to report retrieval and back: recall at K and median rank, beside what guessing would reach.
+"""Image to report retrieval and back: recall and class precision at K, median rank, beside what guessing would reach.
 
 Candidates are the *distinct* texts of the split, so that copies of one report count once; an image must find its own
 text. A text, asked for once, may find any image that carries it: several images of a study, or studies reported in the
@@ -14,73 +14,147 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvlp_jax.evaluators.context import Context
+from medvlp_jax.evaluators.scores import Result, Score, mean_interval, percentile_interval, resampling_weights
+from medvlp_jax.evaluators.truth import single_class
 
 CUTOFFS = (1, 5, 10)
 BLOCK = 1024  # queries scored at a time
 DECIMALS = 6  # of a cosine: equal vectors tie, whatever the order of a sum
+PROTOCOL = (
+    "Cosine of an image (one evaluation view) with each distinct text of the split; `report` takes the mean "
+    "cosine over the sections that a text has. R@K, percent: an image must find its own text among its first K "
+    "(exact match); a text may find any image that carries it, so several images of a study and studies with the "
+    "same words are all right. Ties count in expectation. P@K, percent: share of the first K texts whose image "
+    "has the same single finding, over images with exactly one finding or none (Lung Opacity, Enlarged "
+    "Cardiomediastinum and devices do not count); one image, the first, stands for a text. Intervals: bootstrap "
+    "over patients (over texts, for text to image)."
+)
 
 
-def run(context: Context) -> dict[str, float]:
+def run(context: Context) -> Result:
     """Scores per text section that images are aligned with, and for `report`: all sections of a study together.
 
-    Returns: for each section, with the prefix `retrieval/<section>/`: `<direction>_R@{1,5,10}` and
-      `<direction>_chance_R@{1,5,10}` in percent, `<direction>_median_rank`, for the directions `image_to_text` and
-      `text_to_image`; `images` and `texts`, the sizes of the pools; `not_finite`, the number of images and texts
-      whose embedding is not finite, when there are any. Sections without two texts are left out.
+    For each section, with the prefix `retrieval/<section>/`: `<direction>_R@{1,5,10}` in percent and
+    `<direction>_median_rank`, for the directions `image_to_text` and `text_to_image`; `image_to_text_P@{1,5,10}`;
+    `images` and `texts`, the sizes of the pools; `not_finite`, the number of images and texts whose embedding is not
+    finite, when there are any. Sections without two texts are skipped.
     """
-    image, text, has, text_id = _collect(context)
-    scores: dict[str, float] = {}
-    for section in image:
-        scores |= _section(section, [(image[section], text[section], has[section])], text_id[section])
-    if len(image) > 1:
+    features = context.features(context.split)
+    fields, skipped = features.fields, {}
+    has = {s: fields[f"has_{s}"].astype(bool) for s in features.image}
+    text_id = {s: fields[f"{s}_hash"] for s in features.image}
+    pools = {s: ([(features.image[s], features.text[s], has[s])], text_id[s]) for s in features.image}
+    if len(pools) > 1:
         # A report is the pair of its sections: two studies share it when they share both.
-        ids_SxN = np.stack([np.where(has[s], text_id[s], -1) for s in image])
+        ids_SxN = np.stack([np.where(has[s], text_id[s], -1) for s in pools])
         _, report_id = np.unique(ids_SxN, axis=1, return_inverse=True)
-        scores |= _section("report", [(image[s], text[s], has[s]) for s in image], report_id.reshape(-1))
-    return scores
+        pools["report"] = ([(features.image[s], features.text[s], has[s]) for s in has], report_id.reshape(-1))
+    rows = next(iter(text_id.values())).shape[0]
+    patient_N = fields.get("patient_hash", np.arange(rows))
+    class_N = single_class(fields["labels"]) if "labels" in fields else np.full(rows, -1)
+    scores = []
+    for name, (parts, ids) in pools.items():
+        added = _section(name, parts, ids, patient_N, class_N, context.settings.resamples)
+        if not added:
+            skipped[name] = "fewer than two texts"
+        scores += added
+    return Result(scores, PROTOCOL, skipped)
 
 
-def _collect(context: Context) -> tuple[dict[str, NDArray], ...]:
-    columns: tuple[dict[str, list[NDArray]], ...] = ({}, {}, {}, {})
-    for batch in context.embedded():
-        for section, vector_NxD in batch.text.aligned.items():
-            row = (
-                batch.image.aligned[section][:, 0],
-                vector_NxD,
-                batch.fields[f"has_{section}"].astype(bool),
-                batch.fields[f"{section}_hash"],
-            )
-            for column, value in zip(columns, row, strict=True):
-                column.setdefault(section, []).append(value)
-    return tuple({s: np.concatenate(parts) for s, parts in column.items()} for column in columns)
-
-
-def _section(name: str, parts: list[tuple[NDArray, NDArray, NDArray]], text_id_N: NDArray) -> dict[str, float]:
+def _section(
+    name: str,
+    parts: list[tuple[NDArray, NDArray, NDArray]],
+    text_id_N: NDArray,
+    patient_N: NDArray,
+    class_N: NDArray,
+    resamples: int,
+) -> list[Score]:
     keep_N = np.any([has_N for _, _, has_N in parts], axis=0)
     _, first_M, own_n = np.unique(text_id_N[keep_N], return_index=True, return_inverse=True)
     if len(first_M) < 2:
-        return {}
+        return []
     parts = [(_unit(image[keep_N]), _unit(text[keep_N]), has[keep_N]) for image, text, has in parts]
     prefix = f"retrieval/{name}/"
+    images, texts = len(own_n), len(first_M)
     places = {
         "image_to_text": image_to_text_places(_blocks(parts, first_M), own_n),
-        "text_to_image": text_to_image_places(_blocks(parts, first_M), own_n, len(first_M)),
+        "text_to_image": text_to_image_places(_blocks(parts, first_M), own_n, texts),
     }
-    counts_M = np.bincount(own_n)
-    scores = {f"{prefix}images": float(len(own_n)), f"{prefix}texts": float(len(first_M))}
+    chances = {
+        "image_to_text": {k: min(k / texts, 1.0) for k in CUTOFFS},
+        "text_to_image": {k: _mean_chance(np.bincount(own_n), images, k) for k in CUTOFFS},
+    }
+    weights = {
+        "image_to_text": resampling_weights(patient_N[keep_N], resamples),
+        "text_to_image": resampling_weights(np.arange(texts), resamples),
+    }
+    scores = [Score(f"{prefix}images", float(images), images), Score(f"{prefix}texts", float(texts), texts)]
     broken = _not_finite([image for image, _, _ in parts]) + _not_finite([text[first_M] for _, text, _ in parts])
     if broken:
-        scores[f"{prefix}not_finite"] = float(broken)
+        scores.append(Score(f"{prefix}not_finite", float(broken), images + texts))
     for direction, place in places.items():
+        count = len(place.above_Q)
         for k in CUTOFFS:
-            scores[f"{prefix}{direction}_R@{k}"] = 100.0 * float(np.mean(place.hits(k)))
-            if direction == "image_to_text":
-                chance = min(k / len(first_M), 1.0)
-            else:
-                chance = float(np.mean([chance_of_hit(int(c), len(own_n), k) for c in counts_M]))
-            scores[f"{prefix}{direction}_chance_R@{k}"] = 100.0 * chance
-        scores[f"{prefix}{direction}_median_rank"] = float(np.median(place.ranks()))
+            hit_Q = 100.0 * place.hits(k)
+            interval = mean_interval(hit_Q, weights[direction])
+            chance = 100.0 * chances[direction][k]
+            scores.append(Score(f"{prefix}{direction}_R@{k}", float(np.mean(hit_Q)), count, interval, chance))
+        rank_Q = place.ranks()
+        interval = percentile_interval(_weighted_medians(rank_Q, weights[direction]))
+        scores.append(Score(f"{prefix}{direction}_median_rank", float(np.median(rank_Q)), count, interval))
+    return scores + _class_precision(prefix, parts, first_M, class_N[keep_N], weights["image_to_text"])
+
+
+def _class_precision(prefix: str, parts: list, first_M: NDArray, class_n: NDArray, weight_Rxn: NDArray) -> list[Score]:
+    """P@K over images with one finding or none, against the texts of such images."""
+    texts_m = np.flatnonzero(class_n[first_M] >= 0)
+    query_n = class_n >= 0
+    if len(texts_m) < max(CUTOFFS) or not query_n.any():
+        return []
+    candidate_m = class_n[first_M][texts_m]
+    right_K: dict[int, list[NDArray]] = {k: [] for k in CUTOFFS}
+    start = 0
+    for score_qxM in _blocks(parts, first_M):
+        rows = slice(start, start + len(score_qxM))
+        start += len(score_qxM)
+        score_qxm, wanted_q = score_qxM[query_n[rows]][:, texts_m], class_n[rows][query_n[rows]]
+        same_qxm = candidate_m[None] == wanted_q[:, None]
+        for k in CUTOFFS:
+            right_K[k].append(_expected_share(score_qxm, same_qxm, k))
+    chance = float(np.mean([np.mean(candidate_m == c) for c in class_n[query_n]]))
+    scores = []
+    for k in CUTOFFS:
+        share_q = 100.0 * np.concatenate(right_K[k])
+        interval = mean_interval(share_q, weight_Rxn[:, query_n])
+        scores.append(
+            Score(f"{prefix}image_to_text_P@{k}", float(share_q.mean()), len(share_q), interval, 100.0 * chance)
+        )
     return scores
+
+
+def _expected_share(score_qxm: NDArray, right_qxm: NDArray, k: int) -> NDArray[np.float64]:
+    """Share of right candidates among the first k, ties in random order."""
+    if not len(score_qxm):
+        return np.zeros(0)
+    kth_qx1 = np.partition(score_qxm, -k, axis=1)[:, -k][:, None]
+    above_qxm, tied_qxm = score_qxm > kth_qx1, score_qxm == kth_qx1
+    open_q = k - above_qxm.sum(axis=1)
+    tied_right_q = (tied_qxm & right_qxm).sum(axis=1) / tied_qxm.sum(axis=1)
+    return ((above_qxm & right_qxm).sum(axis=1) + open_q * tied_right_q) / k
+
+
+def _mean_chance(count_M: NDArray, images: int, k: int) -> float:
+    return float(np.mean([chance_of_hit(int(c), images, k) for c in count_M]))
+
+
+def _weighted_medians(value_N: NDArray, weight_RxN: NDArray) -> NDArray[np.float64]:
+    """Median of each bootstrap resample."""
+    order = np.argsort(value_N)
+    cumulative_RxN = np.cumsum(weight_RxN[:, order], axis=1)
+    total_Rx1 = cumulative_RxN[:, -1:]
+    low_R = np.argmax(cumulative_RxN >= total_Rx1 / 2, axis=1)
+    high_R = np.argmax(cumulative_RxN > total_Rx1 / 2, axis=1)
+    return (value_N[order][low_R] + value_N[order][high_R]) / 2
 
 
 def _blocks(parts: list[tuple[NDArray, NDArray, NDArray]], first_M: NDArray) -> Iterator[NDArray]:

@@ -7,30 +7,29 @@ import numpy as np
 import pytest
 
 from medvlp_jax.evaluators import retrieval
-from medvlp_jax.evaluators.context import Context, Embedded
-from medvlp_jax.methods.embeddings import ImageEmbedding, TextEmbedding
+from tests.evaluators import fake
 
 DIRECTIONS = ("image_to_text", "text_to_image")
 
 
-def split(hashes, images, texts, has=None):
+def split(hashes, images, texts, has=None, **fields):
     """A split of N examples, by section: text hashes, image vectors N×D, a text vector per hash, texts that exist."""
     count = len(next(iter(hashes.values())))
     has = {s: np.ones(count, bool) for s in hashes} | (has or {})
     texts = {s: np.stack([np.asarray(texts[s][h], np.float32) for h in hashes[s]]) for s in hashes}
-    images = {s: np.stack([images[s], np.full_like(images[s], 7)], axis=1) for s in hashes}  # a second, useless view
+    fields |= {f"has_{s}": np.asarray(has[s]).astype(np.int32) for s in hashes}
+    fields |= {f"{s}_hash": np.asarray(hashes[s]) for s in hashes}
+    return fake.context({"test": fake.features(images, texts, **fields)}, resamples=50)
 
-    def embedded():
-        for start in range(0, count, 3):
-            rows = slice(start, start + 3)
-            fields = {f"has_{s}": np.asarray(has[s])[rows].astype(np.int32) for s in hashes}
-            yield Embedded(
-                ImageEmbedding({s: x[rows] for s, x in images.items()}, np.zeros((0, 2, 1)), {}),
-                TextEmbedding({s: x[rows] for s, x in texts.items()}),
-                fields | {f"{s}_hash": np.asarray(hashes[s])[rows] for s in hashes},
-            )
 
-    return Context(embedded=embedded, terms=lambda: iter(()))
+def run(context):
+    """Score name -> value, with the chance level of a recall under its own name."""
+    found = {}
+    for score in retrieval.run(context).scores:
+        found[score.name] = score.value
+        if score.chance is not None and "_R@" in score.name:
+            found[score.name.replace("_R@", "_chance_R@")] = score.chance
+    return found
 
 
 def one_hot(hashes):
@@ -98,7 +97,7 @@ def test_equals_the_enumeration_with_ties_duplicates_and_missing_sections(seed, 
         for i in rows
     ]
     expected |= reference("report", keys, table)
-    assert retrieval.run(split(hashes, images, texts, has)) == pytest.approx(expected, abs=1e-6)
+    assert run(split(hashes, images, texts, has)) == pytest.approx(expected, abs=1e-6)
 
 
 def test_equals_sorting_when_nothing_ties():
@@ -108,7 +107,7 @@ def test_equals_sorting_when_nothing_ties():
     hashes = hashes[order]
     texts = {h: rng.normal(size=6) for h in range(45)}
     images = np.stack([texts[h] for h in hashes]) + rng.normal(size=(count, 6))
-    scores = retrieval.run(split({"impression": hashes}, {"impression": images}, {"impression": texts}))
+    scores = run(split({"impression": hashes}, {"impression": images}, {"impression": texts}))
     table = np.array([[cosine(image, texts[h]) for h in range(45)] for image in images])
     own = [list(np.argsort(-row)).index(h) + 1 for row, h in zip(table, hashes, strict=True)]
     first = [min(list(np.argsort(-table[:, h])).index(i) + 1 for i in np.flatnonzero(hashes == h)) for h in range(45)]
@@ -125,7 +124,7 @@ def test_by_hand():
     # Image 0 ranks its text second, images 1 and 2 first; text 8 is carried by images 1 and 2.
     images = np.array([[0.6, 0.8], [0.0, 1.0], [0.28, 0.96]], np.float32)
     texts = {7: [1, 0], 8: [0, 1]}
-    scores = retrieval.run(split({"impression": [7, 8, 8]}, {"impression": images}, {"impression": texts}))
+    scores = run(split({"impression": [7, 8, 8]}, {"impression": images}, {"impression": texts}))
     assert scores == pytest.approx(
         {
             "retrieval/impression/images": 3,
@@ -148,7 +147,7 @@ def test_perfect_vectors_of_any_length_give_100_percent():
     hashes = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 8, 7, 11, 12]
     images, texts = one_hot(hashes)
     images *= np.linspace(1e-6, 1e6, len(hashes), dtype=np.float32)[:, None]
-    scores = retrieval.run(split({"findings": hashes}, {"findings": images}, {"findings": texts}))
+    scores = run(split({"findings": hashes}, {"findings": images}, {"findings": texts}))
     for direction in DIRECTIONS:
         assert scores[f"retrieval/findings/{direction}_R@1"] == 100
         assert scores[f"retrieval/findings/{direction}_median_rank"] == 1
@@ -165,7 +164,7 @@ def test_collapsed_and_broken_vectors_score_like_guessing(broken):
         texts = {h: np.full(9, np.nan) for h in texts}
     else:
         images[:] = {"collapsed": 1.0, "zero": 0.0, "nan images": np.nan, "inf images": np.inf}[broken]
-    scores = retrieval.run(split({"findings": hashes}, {"findings": images}, {"findings": texts}))
+    scores = run(split({"findings": hashes}, {"findings": images}, {"findings": texts}))
     for direction, k in itertools.product(DIRECTIONS, (1, 5, 10)):
         chance = scores[f"retrieval/findings/{direction}_chance_R@{k}"]
         assert scores[f"retrieval/findings/{direction}_R@{k}"] == pytest.approx(chance)
@@ -180,7 +179,7 @@ def test_one_broken_image_is_counted_and_finds_nothing():
     hashes = list(range(8))
     images, texts = one_hot(hashes)
     images[3, 0] = np.nan
-    scores = retrieval.run(split({"findings": hashes}, {"findings": images}, {"findings": texts}))
+    scores = run(split({"findings": hashes}, {"findings": images}, {"findings": texts}))
     assert scores["retrieval/findings/not_finite"] == 1
     assert scores["retrieval/findings/image_to_text_R@1"] == pytest.approx(100 * (7 + 1 / 8) / 8)
     assert scores["retrieval/findings/text_to_image_R@1"] == pytest.approx(100 * 7 / 8)
@@ -191,7 +190,7 @@ def test_one_broken_text_ranks_last():
     hashes = list(range(8))
     images, texts = one_hot(hashes)
     texts[3][:] = np.nan
-    scores = retrieval.run(split({"findings": hashes}, {"findings": images}, {"findings": texts}))
+    scores = run(split({"findings": hashes}, {"findings": images}, {"findings": texts}))
     assert scores["retrieval/findings/not_finite"] == 1
     assert scores["retrieval/findings/image_to_text_R@5"] == pytest.approx(100 * 7 / 8)
     assert scores["retrieval/findings/text_to_image_R@1"] == pytest.approx(100 * (7 + 1 / 8) / 8)
@@ -203,7 +202,7 @@ def test_missing_sections_are_no_queries_and_no_candidates():
     images[3:] = texts[1] + texts[2] + texts[3]  # in the way of every text, were they candidates
     texts[0] = np.full(4, np.nan)  # never looked at
     has = {"findings": [True, True, True, False, False, False]}
-    scores = retrieval.run(split({"findings": hashes}, {"findings": images}, {"findings": texts}, has))
+    scores = run(split({"findings": hashes}, {"findings": images}, {"findings": texts}, has))
     assert scores["retrieval/findings/images"] == scores["retrieval/findings/texts"] == 3
     assert scores["retrieval/findings/text_to_image_R@1"] == scores["retrieval/findings/image_to_text_R@1"] == 100
     assert "retrieval/findings/not_finite" not in scores
@@ -213,10 +212,10 @@ def test_sections_without_two_texts_are_left_out():
     hashes = {"findings": [5, 5, 5, 5], "impression": [1, 2, 3, 3]}
     vectors = {s: one_hot(h) for s, h in hashes.items()}
     images, texts = ({s: pair[i] for s, pair in vectors.items()} for i in (0, 1))
-    names = {name.split("/")[1] for name in retrieval.run(split(hashes, images, texts))}
+    names = {name.split("/")[1] for name in run(split(hashes, images, texts))}
     assert names == {"impression", "report"}
     nothing = {s: np.zeros(4, bool) for s in hashes}
-    assert retrieval.run(split(hashes, images, texts, nothing)) == {}
+    assert run(split(hashes, images, texts, nothing)) == {}
 
 
 def test_reports_are_shared_when_both_sections_are():
@@ -224,7 +223,7 @@ def test_reports_are_shared_when_both_sections_are():
     has = {"impression": [True, True, True, False]}
     vectors = {s: one_hot(h) for s, h in hashes.items()}
     images, texts = ({s: pair[i] for s, pair in vectors.items()} for i in (0, 1))
-    scores = retrieval.run(split(hashes, images, texts, has))
+    scores = run(split(hashes, images, texts, has))
     assert scores["retrieval/report/images"] == 4
     assert scores["retrieval/report/texts"] == 3
     assert scores["retrieval/report/image_to_text_R@1"] == 100
@@ -243,3 +242,57 @@ def test_chance_of_hit_of_large_pools():
     assert retrieval.chance_of_hit(1, 100_000, 10) == pytest.approx(1e-4, abs=5e-9)
     expected = 1 - math.comb(49_997, 5) / math.comb(50_000, 5)
     assert retrieval.chance_of_hit(3, 50_000, 5) == pytest.approx(expected, abs=5e-9)
+
+
+def test_class_precision_by_hand():
+    # Six images with one finding each, one with two: it is neither query nor candidate.
+    rng = np.random.default_rng(0)
+    kinds = np.array([0, 0, 0, 1, 1, 1] * 2)
+    findings = fake.labels(Edema=(kinds == 0).astype(int), Pneumothorax=(kinds == 1).astype(int))
+    findings = np.concatenate([findings, fake.labels(Edema=[1], Pneumothorax=[1])])
+    hashes = list(range(13))
+    images, texts = rng.normal(size=(13, 4)), {h: rng.normal(size=4) for h in hashes}
+    found = fake.by_name(
+        retrieval.run(split({"findings": hashes}, {"findings": images}, {"findings": texts}, labels=findings))
+    )
+    table = np.array([[cosine(image, texts[h]) for h in range(12)] for image in images[:12]])
+    for k in (1, 5, 10):
+        expected = np.mean([np.mean(kinds[np.argsort(-row)[:k]] == kinds[i]) for i, row in enumerate(table)])
+        score = found[f"retrieval/findings/image_to_text_P@{k}"]
+        assert score.value == pytest.approx(100 * expected)
+        assert (score.chance, score.count) == (50, 12)
+
+
+def test_class_precision_of_ties_is_their_expectation():
+    hashes = list(range(12))
+    findings = fake.labels(Edema=[1, 0, 0, 0] * 3, Pneumothorax=[0, 1, 1, 1] * 3)
+    images, texts = np.ones((12, 3)), {h: np.ones(3) for h in hashes}
+    found = fake.by_name(
+        retrieval.run(split({"findings": hashes}, {"findings": images}, {"findings": texts}, labels=findings))
+    )
+    for k in (1, 5, 10):
+        score = found[f"retrieval/findings/image_to_text_P@{k}"]
+        assert score.value == pytest.approx(score.chance)
+
+
+def test_intervals_hold_the_value_and_widen_when_images_share_patients():
+    rng = np.random.default_rng(1)
+    hashes = list(range(200))
+    texts = {h: rng.normal(size=8) for h in hashes}
+    hard = np.repeat(rng.permutation([0.1, 9.0] * 5), 20)  # ten patients, alike within
+    images = np.stack([texts[h] for h in hashes]) + hard[:, None] * rng.normal(size=(200, 8))
+    widths = []
+    for patients in (np.arange(200), np.arange(200) // 20):
+        context = split({"findings": hashes}, {"findings": images}, {"findings": texts}, patient_hash=patients)
+        score = fake.by_name(retrieval.run(context))["retrieval/findings/image_to_text_R@10"]
+        low, high = score.interval
+        assert low < score.value < high
+        widths.append(high - low)
+    assert widths[1] > 1.5 * widths[0]
+
+
+def test_median_rank_of_resamples_equals_repeating_the_rows():
+    rng = np.random.default_rng(2)
+    ranks, weights = rng.integers(1, 9, 11).astype(float), rng.integers(0, 4, (20, 11))
+    expected = [np.median(np.repeat(ranks, row)) for row in weights]
+    np.testing.assert_allclose(retrieval._weighted_medians(ranks, weights), expected)

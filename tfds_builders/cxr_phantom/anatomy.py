@@ -97,12 +97,12 @@ class Pose:
         margins = np.where(rng.random(4) < 0.45, rng.uniform(0.005, 0.05, 4), 0.0)
         return cls(
             view=view,
-            angle=float(np.clip(rng.normal(0, 3.2 if bedside else 2.0), -9, 9)),
+            angle=float(np.clip(rng.normal(0, 4.0 if bedside else 3.0), -10, 10)),
             yaw=float(np.clip(rng.normal(0, 0.45 if bedside else 0.28), -1, 1)),
-            zoom=float(np.clip(rng.normal(1.02 if bedside else 0.98, 0.055), 0.86, 1.15)),
-            shift=(float(np.clip(rng.normal(0, 0.02), -0.05, 0.05)), float(np.clip(rng.normal(0, 0.022), -0.05, 0.05))),
+            zoom=float(np.clip(rng.normal(1.02 if bedside else 0.98, 0.07), 0.84, 1.18)),
+            shift=(float(np.clip(rng.normal(0, 0.03), -0.07, 0.07)), float(np.clip(rng.normal(0, 0.03), -0.07, 0.07))),
             inspiration=float(np.clip(rng.normal(-0.35 if bedside else 0.15, 0.5), -1.2, 1.2)),
-            exposure=float(np.exp(rng.normal(0, 0.16))),
+            exposure=float(np.exp(rng.normal(0, 0.20))),
             scatter=float(np.clip(rng.normal(0.10 if bedside else 0.06, 0.035), 0.0, 0.2)),
             noise=float(rng.uniform(0.6, 1.6) * (1.25 if bedside else 1.0)),
             heel=(float(rng.normal(0, 0.07)), float(rng.normal(0, 0.06))),

@@ -89,7 +89,7 @@ def sample_study(seed: int, patient: int, number: int) -> Study:
 def _first(rng: np.random.Generator, patient: int) -> Study:
     found: list[Finding] = []
     if rng.random() >= NORMAL_PATIENTS:
-        for kind in _choose(rng, 1 + min(3, rng.poisson(0.95)), set()):
+        for kind in _choose(rng, 1 + min(2, rng.poisson(0.7)), set()):
             found += sample_findings(rng, kind)
     return Study(patient, 0, tuple(Observed(f, "") for f in found), (), _views(rng, found))
 
@@ -165,5 +165,5 @@ def _finding(rng: np.random.Generator, kind: str, side: str) -> Finding:
         variant = "apical" if zone == "upper" and rng.random() < 0.6 else "lateral"
     elif kind in ("cardiomegaly", "edema", "mediastinum"):
         side = ""
-    severity = float(rng.beta(1.5, 1.2))
+    severity = float(rng.beta(1.8, 1.1))
     return Finding(kind, side, zone, severity, variant, tuple(float(t) for t in rng.random(12)))

@@ -1,0 +1,152 @@
+"""Zero-shot classification: is an image nearer to the texts that affirm a finding or to those that deny it."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medvlp_jax.data.labels import CHEXPERT_LABELS
+from medvlp_jax.evaluators import prompts
+from medvlp_jax.evaluators.context import Context, Features
+from medvlp_jax.evaluators.pair_scores import pair_scores
+from medvlp_jax.evaluators.scores import (
+    Result,
+    Score,
+    auc,
+    best_threshold,
+    f1_and_mcc,
+    mean_interval,
+    resampling_weights,
+    with_mean,
+)
+from medvlp_jax.evaluators.truth import averaged, judged, single_class, truth_of
+
+PROTOCOL = (
+    "Score of a finding: sigmoid of cos(image, affirming text) - cos(image, denying text), no logit scale; "
+    "prompts {prompts!r}, {count} texts per side on average, embeddings normalised, averaged, normalised again "
+    "(CheXzero); `auc_mean_of_logits` averages cosines over prompts instead (MedCLIP). Text space: {section}. "
+    "Uncertain labels: {uncertain}; not mentioned counts as absent. Means are over findings with both classes, No"
+    " Finding excluded. F1 and MCC: the threshold of greatest MCC on the {validation} split (corrected) or of "
+    "greatest F1 and MCC on the scored split itself (as_published: MedKLIP, KAD). Multi-class: images with "
+    "exactly one finding or none, argmax of cos(image, affirming text); `multiclass_z` standardises each class "
+    "over the scored images first (as_published: GLoRIA). Bootstrap over patients. No labels are used for "
+    "training or selection."
+)
+
+
+def run(context: Context) -> Result:
+    """Scores `zero_shot/{auc,auc_mean_of_logits,f1,mcc}/{mean,<finding>}`, `zero_shot/{multiclass,multiclass_z}/...`.
+
+    Thresholds need a validation split other than the scored one; scored on validation itself, F1 and MCC are left out.
+    """
+    settings = context.settings
+    pairs = prompts.load(settings.prompts)
+    features = context.features(context.split)
+    section = context.section(features)
+    skipped: dict[str, str] = {name: "no prompt for it" for name in CHEXPERT_LABELS if name not in pairs}
+    tuned = context.validation_split if context.validation_split != context.split else None
+    names = [n for n in judged([features.fields["labels"]], settings.uncertain, skipped) if n in pairs]
+    if not names:
+        return Result([], "", skipped)
+    sides = _embed(context, {name: pairs[name] for name in pairs}, section)
+    weight_RxN = resampling_weights(_patients(features), settings.resamples)
+    scores = []
+    for measure, rule in (("auc", "chexzero"), ("auc_mean_of_logits", "medclip")):
+        scores += _aucs(measure, rule, features, section, names, sides, settings, weight_RxN)
+    if tuned:
+        scores += _decisions(context.features(tuned), features, section, names, sides, settings, weight_RxN)
+    scores += _multiclass(features, section, sides, weight_RxN)
+    protocol = PROTOCOL.format(
+        prompts=settings.prompts if settings.prompts in (prompts.PLAIN, prompts.ENSEMBLE) else "a file of the user's",
+        count=round(float(np.mean([len(side) for pair in pairs.values() for side in pair])), 1),
+        section=section,
+        uncertain=settings.uncertain,
+        over=", ".join(settings.findings) or "all findings but No Finding",
+        validation=tuned or "(none)",
+    )
+    return Result(scores, protocol, skipped)
+
+
+def _embed(context: Context, pairs: dict[str, prompts.Pair], section: str) -> dict[str, tuple[NDArray, NDArray]]:
+    """Vectors of the affirming and of the denying texts of each finding; one pass over all texts."""
+    texts = [text for pair in pairs.values() for side in pair for text in side]
+    vector_TxD = np.asarray(context.embed_texts(texts)[section])
+    sides, start = {}, 0
+    for name, pair in pairs.items():
+        middle, end = start + len(pair.positive), start + len(pair.positive) + len(pair.negative)
+        sides[name] = (vector_TxD[start:middle], vector_TxD[middle:end])
+        start = end
+    return sides
+
+
+def _patients(features: Features) -> NDArray:
+    return features.fields.get("patient_hash", np.arange(len(features.pooled_NxC)))
+
+
+def _aucs(measure, rule, features, section, names, sides, settings, weight_RxN) -> list[Score]:
+    values, rows, counts = {}, {}, {}
+    for name in names:
+        keep_N, truth_N = truth_of(features.fields["labels"], name, settings.uncertain)
+        score_N = pair_scores(features.image[section], *sides[name], rule=rule).score_N
+        values[name] = float(auc(truth_N[keep_N], score_N[keep_N]))
+        rows[name] = auc(truth_N[keep_N], score_N[keep_N], weight_RxN[:, keep_N])
+        counts[name] = int(keep_N.sum())
+    over = averaged(names, settings.findings)
+    return with_mean(f"zero_shot/{measure}", values, rows, counts, over, chance=0.5)
+
+
+def _decisions(tuning: Features, features: Features, section, names, sides, settings, weight_RxN) -> list[Score]:
+    results: dict[str, tuple[dict, dict, dict]] = {}
+
+    def add(kind: str, name: str, value: Any, row_R: NDArray, count: int) -> None:
+        for column, item in zip(results.setdefault(kind, ({}, {}, {})), (float(value), row_R, count), strict=True):
+            column[name] = item
+
+    for name in names:
+        keep_N, truth_N = truth_of(features.fields["labels"], name, settings.uncertain)
+        score_N = pair_scores(features.image[section], *sides[name]).score_N[keep_N]
+        truth_N, weight = truth_N[keep_N], weight_RxN[:, keep_N]
+        own = truth_of(tuning.fields["labels"], name, settings.uncertain)
+        thresholds = {
+            "f1_test_threshold": best_threshold(truth_N, score_N, "f1"),
+            "mcc_test_threshold": best_threshold(truth_N, score_N, "mcc"),
+        }
+        if own.both:
+            tuning_score_N = pair_scores(tuning.image[section], *sides[name]).score_N[own.keep_N]
+            thresholds["f1"] = thresholds["mcc"] = best_threshold(own.truth_N[own.keep_N], tuning_score_N)
+        for kind, threshold in thresholds.items():
+            which = 0 if kind.startswith("f1") else 1
+            value = f1_and_mcc(truth_N, score_N >= threshold)[which]
+            row_R = f1_and_mcc(truth_N, score_N >= threshold, weight)[which]
+            add(kind, name, value, row_R, len(truth_N))
+    scores = []
+    for kind in ("f1", "mcc", "f1_test_threshold", "mcc_test_threshold"):
+        if kind in results:
+            variant = "as_published" if kind.endswith("test_threshold") else "corrected"
+            over = averaged(results[kind][0], settings.findings)
+            scores += with_mean(f"zero_shot/{kind}", *results[kind], over, variant=variant)
+    return scores
+
+
+def _multiclass(features: Features, section: str, sides, weight_RxN: NDArray) -> list[Score]:
+    class_N = single_class(features.fields["labels"])
+    classes = [c for c in np.unique(class_N) if c >= 0 and CHEXPERT_LABELS[c] in sides]
+    rows_N = np.isin(class_N, classes)
+    if len(classes) < 2:
+        return []
+    cosine_nxC = np.stack(
+        [pair_scores(features.image[section], *sides[CHEXPERT_LABELS[c]]).positive_N[rows_N] for c in classes], axis=1
+    )
+    deviation_C = np.maximum(cosine_nxC.std(axis=0), 1e-12)
+    forms = {
+        ("multiclass", "corrected"): cosine_nxC,
+        ("multiclass_z", "as_published"): (cosine_nxC - cosine_nxC.mean(axis=0)) / deviation_C,
+    }
+    scores = []
+    for (kind, variant), value_nxC in forms.items():
+        predicted_n = np.asarray(classes)[value_nxC.argmax(axis=1)]
+        right_n = (predicted_n == class_N[rows_N]).astype(np.float64)
+        interval = mean_interval(right_n, weight_RxN[:, rows_N])
+        name = f"zero_shot/{kind}/accuracy"
+        scores.append(Score(name, float(right_n.mean()), len(right_n), interval, 1 / len(classes), variant=variant))
+    return scores
