@@ -35,6 +35,7 @@ MAY_IMPORT = {
         "medvlp_jax.interop",
         "medvlp_jax.layers",
         "medvlp_jax.methods",
+        "medvlp_jax.score_table",
         "medvlp_jax.text_tower",
         "medvlp_jax.trained",
     ),

@@ -8,6 +8,7 @@ import jax
 
 from medvlp_jax import __version__, text_tower
 from medvlp_jax.data.records import prepared_folder
+from medvlp_jax.score_table import HEADLINES, number
 from medvlp_jax.trained import Trained
 
 LOADING = """\
@@ -22,7 +23,6 @@ image = model.embed_image(model.view(grey)[None])
 text = model.embed_text(model.encode_text(["Left pleural effusion.", "No acute abnormality."]))
 print(torch.cosine_similarity(image["impression"], text))
 ```"""
-ROWS = 40  # scores shown; all are in scores.json of the run
 
 
 def write(trained: Trained, model: dict[str, Any], meta: dict[str, Any], *, onnx: bool) -> str:
@@ -144,32 +144,21 @@ def _scores(trained: Trained) -> str:
         return f"None with this export. {ask}"
     if scores.get("step") != trained.step:
         return f"The run's scores are of step {scores.get('step')}, not of this one. {ask}"
+    by_name = {row.get("name", ""): row for row in rows}
+    shown = {name: words for name, words in HEADLINES.items() if name in by_name}
+    shown = shown or dict(zip(by_name, by_name, strict=True))
     lines = [f"{where}. Intervals are 95 %.", ""]
     lines += ["| score | value | interval | random init | raw pixels | chance | n |", "|---|---|---|---|---|---|---|"]
-    # Means and overall numbers first: they carry the fewest parts of a name after the protocol.
-    for row in sorted(rows, key=lambda row: not _headline(row.get("name", "")))[:ROWS]:
+    for name, words in shown.items():
+        row = by_name[name]
         interval = row.get("interval")
-        span = f"{_number(interval[0])} to {_number(interval[1])}" if interval else ""
-        name = row.get("name", "") + (f" ({row['variant']})" if row.get("variant") else "")
-        cells = [
-            _number(row.get("value")),
-            span,
-            *(_number(row.get(k)) for k in ("random_init", "raw_pixels", "chance")),
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} | {row.get('count', '')} |")
-    if len(rows) > ROWS:
-        lines.append(f"\n{len(rows) - ROWS} more, per finding, are in the run's scores.json.")
+        cells = [words + (f" ({row['variant']})" if row.get("variant") else ""), number(row.get("value"))]
+        cells.append(f"{number(interval[0])} to {number(interval[1])}" if interval else "")
+        cells += [number(row.get(field)) for field in ("random_init", "raw_pixels", "chance")]
+        lines.append(f"| {' | '.join(cells)} | {row.get('count', '')} |")
+    if len(rows) > len(shown):
+        lines.append(f"\n{len(rows) - len(shown)} more are in the run's scores.json.")
     return "\n".join(lines)
-
-
-def _headline(name: str) -> bool:
-    return name.endswith(("/mean", "/all", "_R@1", "_R@5", "_R@10"))
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.1f}" if abs(value) >= 2 else f"{value:.3f}"
 
 
 def _licence(config: Any, phantom: bool) -> str:
