@@ -84,6 +84,11 @@ def load(workdir: str | Path) -> ConfigDict:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged ({error}); the run cannot be opened.") from error
+    return from_flat(stored)
+
+
+def from_flat(stored: dict[str, Any]) -> ConfigDict:
+    """Inverse of `flat`, locked."""
     config = ConfigDict()
     for name, value in stored.items():
         *parents, last = name.split(".")

@@ -36,7 +36,7 @@ class Prediction:
     """What a run says about one image: both lists are sorted, highest first.
 
     section: the text section whose space scores and maps use. finding_maps, text_maps: h×w over the evaluation view,
-    where the method has regions: cosine of each region with the affirming minus with the denying texts, and with each
+    where the method has regions: what each contributes to the cosine with affirming minus denying texts, and with each
     text. picture: the image at display size. view_to_image: see `data.view_geometry`.
     """
 
@@ -72,7 +72,7 @@ class Prediction:
                 self.finding_maps[f.finding],
                 finding_scale,
                 f"{f.finding}: score {f.score:.3f}",
-                "Colour: cosine of a place with the affirming texts minus that with the denying ones, where above 0.",
+                "Colour: what a place adds to the cosine with the affirming minus the denying texts, where above 0.",
             )
             for f in shown
         ]
@@ -83,7 +83,7 @@ class Prediction:
                 heat_hxw,
                 text_scale,
                 f"{text}  cosine {cosines[text]:+.3f}",
-                "Colour: cosine of a place with the text, where above the median.",
+                "Colour: what a place adds to the cosine with the text, where above the median.",
             )
             for n, (text, heat_hxw) in enumerate(self.text_maps.items(), start=1)
         ]

@@ -68,9 +68,9 @@ def format_scores(scores: dict[str, Any]) -> list[str]:
         if name in by_name:
             row = by_name[name]
             interval = row["interval"]
-            span = f"{_number(interval[0])} - {_number(interval[1])}" if interval else ""
-            cells = f"{_number(row['random_init']):>12s}{_number(row['raw_pixels']):>12s}{_number(row['chance']):>9s}"
-            lines.append(f"{words:36s}{_number(row['value']):>9s}  {span:^17s}{cells}{row['count']:>7d}")
+            span = f"{number(interval[0])} - {number(interval[1])}" if interval else ""
+            cells = f"{number(row['random_init']):>12s}{number(row['raw_pixels']):>12s}{number(row['chance']):>9s}"
+            lines.append(f"{words:36s}{number(row['value']):>9s}  {span:^17s}{cells}{row['count']:>7d}")
     findings = [
         name.removeprefix("zero_shot/auc/")
         for name in by_name
@@ -80,14 +80,15 @@ def format_scores(scores: dict[str, Any]) -> list[str]:
         lines.append(f"\n{'':36s}" + "".join(f"{words:>15s}" for words in FINDING_COLUMNS.values()))
         for finding in findings:
             values = [by_name.get(prefix + finding, {}).get("value") for prefix in FINDING_COLUMNS]
-            lines.append(f"{finding:36s}" + "".join(f"{_number(value):>15s}" for value in values))
+            lines.append(f"{finding:36s}" + "".join(f"{number(value):>15s}" for value in values))
     for protocol, reasons in scores["skipped"].items():
         lines.append(f"{protocol} left out: " + "; ".join(f"{name} ({why})" for name, why in reasons.items()))
     lines.append("(random init: the same model before training; what each score means and all others: scores.json)")
     return lines
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """A score in three or four digits; nothing for None."""
     if value is None:
         return ""
     return f"{value:.1f}" if abs(value) >= 2 else f"{value:.3f}"

@@ -20,13 +20,16 @@ def init_state(model: Any, tx: optax.GradientTransformation, batch: dict[str, An
 
     Args: batch: arrays or ShapeDtypeStructs of any batch size ≥ 1 with the model's inputs.
     """
-    key = jax.random.key(seed)
-    variables = init_variables(model, batch, seed)
+    return start_state(init_variables(model, batch, seed), tx, seed)
+
+
+def start_state(variables: dict[str, Any], tx: optax.GradientTransformation, seed: int) -> dict[str, Any]:
+    """The state that training starts from with these `params` and `batch_stats`."""
     return {
         **variables,
         "opt_state": tx.init(variables["params"]),
         "step": jnp.zeros((), jnp.int32),
-        "rng": jax.random.key_data(jax.random.fold_in(key, 1)),
+        "rng": jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1)),
     }
 
 

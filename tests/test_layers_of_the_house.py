@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN = ("medvlp_jax", "tfds_builders")
+ASSETS = ROOT / "medvlp_jax" / "assets"  # files that are copied to users, never imported here
 
 # Folder -> what its modules may import of this repository.
 MAY_IMPORT = {
@@ -30,13 +31,29 @@ MAY_IMPORT = {
         "medvlp_jax.data",
         *(f"medvlp_jax.{module}" for module in ("build", "checkpoint", "config", "heatmap", "metrics", "trained")),
     ),
+    "medvlp_jax/export": (
+        "medvlp_jax.export",
+        "medvlp_jax.__version__",
+        "medvlp_jax.checkpoint",
+        "medvlp_jax.config",
+        "medvlp_jax.data",
+        "medvlp_jax.encoders",
+        "medvlp_jax.interop",
+        "medvlp_jax.layers",
+        "medvlp_jax.methods",
+        "medvlp_jax.score_table",
+        "medvlp_jax.text_tower",
+        "medvlp_jax.trained",
+    ),
     "tfds_builders": ("tfds_builders", "medvlp_jax.data"),
 }
 # Heavy packages -> modules of medvlp_jax that may import them, inside functions only.
 HEAVY = {
     "tensorflow": (),
     "tensorboard": (),
-    "torch": ("interop/tensors.py",),
+    "torch": ("interop/tensors.py", "export/check.py"),
+    "onnx": ("export/onnx_graph.py",),
+    "onnxruntime": ("export/check.py",),
     "torchvision": (),
     "clu": ("metrics.py",),
     "tensorboardX": ("metrics.py",),
@@ -64,6 +81,7 @@ def imports(source):
 
 def modules(folder):
     paths = sorted(path for path in (ROOT / folder).rglob("*.py") if not path.name.startswith("test_"))
+    paths = [path for path in paths if path.parent != ASSETS]
     assert paths
     return {path.relative_to(ROOT / folder).as_posix(): imports(path.read_text(encoding="utf-8")) for path in paths}
 
@@ -131,6 +149,17 @@ def test_heavy_packages_are_imported_inside_few_functions_only():
         if within(name, (package,)) and (top or path not in allowed)
     ]
     assert wrong == []
+
+
+def test_files_for_users_stand_alone():
+    found = {path.name: imports(path.read_text(encoding="utf-8")) for path in ASSETS.glob("*.py")}
+    assert set(found) == {"modeling.py"}
+    top = {name.split(".")[0] for name, top in found["modeling.py"] if top}
+    inside = {name.split(".")[0] for name, top in found["modeling.py"] if not top}
+    assert top - set(sys.stdlib_module_names) == {"torch"}
+    assert inside == {"safetensors", "transformers"}
+    ours = [n for folder in OWN for names in modules(folder).values() for n, _ in names]
+    assert [name for name in ours if within(name, ("medvlp_jax.assets",))] == []
 
 
 def test_training_does_not_load_tensorflow_or_torch():

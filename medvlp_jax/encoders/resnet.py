@@ -74,7 +74,7 @@ class ResNet(nn.Module):
         Raises:
             ValueError: unknown depth, stem or block, or an image the stem cannot take.
         """
-        block, stage_sizes = self._plan()
+        block, stage_sizes, stage_widths, stage_strides = self.plan()
         norm = functools.partial(
             BatchNorm,
             momentum=self.bn_momentum,
@@ -89,17 +89,12 @@ class ResNet(nn.Module):
         if self.stem in ("imagenet", "space_to_depth"):
             x = max_pool_3x3(x)
 
-        widths = self.widths or [self.width * 2**s for s in range(len(stage_sizes))]
-        strides = self.strides or [1] + [2] * (len(stage_sizes) - 1)
-        if not len(widths) == len(strides) == len(stage_sizes):
-            raise ValueError(
-                f"ResNet got stage_sizes={stage_sizes}, widths={widths}, strides={strides}: lengths differ."
-            )
         block_class = {"basic": BasicBlock, "bottleneck": Bottleneck}[block]
         if self.remat:
             block_class = nn.remat(block_class, static_argnums=(2,))
         levels: dict[str, jax.Array] = {}
-        for s, (size, width, stride) in enumerate(zip(stage_sizes, widths, strides, strict=True), start=1):
+        plan = zip(stage_sizes, stage_widths, stage_strides, strict=True)
+        for s, (size, width, stride) in enumerate(plan, start=1):
             for b in range(size):
                 x = block_class(
                     features=width,
@@ -113,14 +108,23 @@ class ResNet(nn.Module):
         levels["pooled"] = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
         return levels
 
-    def _plan(self) -> tuple[str, tuple[int, ...]]:
+    @nn.nowrap
+    def plan(self) -> tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Block, and per stage: number of blocks, width, stride. Raises: ValueError as `__call__`."""
         if str(self.depth) not in DEPTHS:
             raise ValueError(f"ResNet depth={self.depth!r} is unknown. Choose one of {', '.join(DEPTHS)}.")
         block, stage_sizes = DEPTHS[str(self.depth)]
         block = self.block or block
         if block not in EXPANSION:
             raise ValueError(f"ResNet block={block!r} is unknown. Choose one of {', '.join(EXPANSION)}.")
-        return block, tuple(self.stage_sizes or stage_sizes)
+        stage_sizes = tuple(self.stage_sizes or stage_sizes)
+        widths = tuple(self.widths or [self.width * 2**s for s in range(len(stage_sizes))])
+        strides = tuple(self.strides or [1] + [2] * (len(stage_sizes) - 1))
+        if not len(widths) == len(strides) == len(stage_sizes):
+            raise ValueError(
+                f"ResNet got stage_sizes={stage_sizes}, widths={widths}, strides={strides}: lengths differ."
+            )
+        return block, stage_sizes, widths, strides
 
 
 class BasicBlock(nn.Module):

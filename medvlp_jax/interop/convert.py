@@ -22,7 +22,8 @@ def from_torch_names(
             `LayerNorm.gamma/beta`; for transformers' ViT with or without `vit.`, and both the names on disk
             (`encoder.layer.0...`) and those in memory (`layers.0...`). `num_batches_tracked` and `position_ids` are
             dropped; so is a tied decoder that equals the word table.
-        arch: 'resnet', 'bert', 'bert_masked_lm', 'vit_transformers' or 'vit_timm'.
+        arch: 'resnet', 'bert', 'bert_masked_lm', 'vit_transformers', 'vit_timm', or the heads of a method, all but its
+            trunk: 'imitate_heads'.
         like: variables of the target model, arrays or `jax.ShapeDtypeStruct` (from `jax.eval_shape`): its shapes.
         ignore: regular expressions of (canonical) torch names that may be left over, e.g. r'fc\\..*'.
 
@@ -64,7 +65,7 @@ def to_torch_names(variables: Mapping[str, Any], arch: str) -> Tensors:
     """Converts Linen variables {'params': ..., 'batch_stats': ...} into a state dict that torch loads strictly.
 
     BERT comes without the `bert.` prefix ('bert') or with it ('bert_masked_lm'); ViT with the names transformers writes
-    to disk. ResNet gets its `num_batches_tracked`.
+    to disk. Batch norms get their `num_batches_tracked`.
 
     Raises:
         ValueError: unknown arch. KeyError: a variable without a torch name.
@@ -74,9 +75,8 @@ def to_torch_names(variables: Mapping[str, Any], arch: str) -> Tensors:
     for path, leaf in _flatten(variables).items():
         place = names.place(table, path)
         tensors[place.name] = names.to_torch(np.asarray(leaf), place.layout)
-    if arch == "resnet":
-        norms = [name.removesuffix(".running_mean") for name in tensors if name.endswith(".running_mean")]
-        tensors |= {f"{norm}.num_batches_tracked": np.asarray(0, np.int64) for norm in norms}
+    norms = [name.removesuffix(".running_mean") for name in tensors if name.endswith(".running_mean")]
+    tensors |= {f"{norm}.num_batches_tracked": np.asarray(0, np.int64) for norm in norms}
     if arch == "vit_timm":
         tensors = _fuse_qkv(tensors)
     return tensors
@@ -104,7 +104,7 @@ def _report(arch: str, missing: list[str], unexpected: list[str], mismatched: li
     return "\n".join(lines)
 
 
-def _canonical_resnet(tensors: Mapping[str, np.ndarray]) -> Tensors:
+def _without_counters(tensors: Mapping[str, np.ndarray]) -> Tensors:
     return {name: array for name, array in tensors.items() if not name.endswith(".num_batches_tracked")}
 
 
@@ -180,9 +180,10 @@ def _fuse_qkv(tensors: Tensors) -> Tensors:
 
 
 _CANONICAL: dict[str, Callable[[Mapping[str, np.ndarray]], Tensors]] = {
-    "resnet": _canonical_resnet,
+    "resnet": _without_counters,
     "bert": _canonical_bert,
     "bert_masked_lm": _canonical_bert_masked_lm,
     "vit_transformers": _canonical_vit_transformers,
     "vit_timm": _canonical_vit_timm,
+    "imitate_heads": _without_counters,
 }

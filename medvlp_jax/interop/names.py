@@ -58,6 +58,13 @@ def _head_output(pattern: str, name: str) -> list[Row]:
     ]
 
 
+def _projection_head(pattern: str, name: str) -> list[Row]:
+    return [
+        *_dense(rf"{pattern}/linear(\d)", f"{name}.linear{{0}}"),
+        *_batch_norm(rf"{pattern}/norm(\d)", f"{name}.norm{{0}}"),
+    ]
+
+
 RESNET = [
     Row("params/stem_conv/kernel", "conv1.weight", "conv"),
     *_batch_norm("stem_norm", "bn1"),
@@ -117,12 +124,23 @@ VIT_TIMM = [
     *_layer_norm("norm", "norm"),
 ]
 
+IMITATE_HEADS = [
+    Row("params/read/attention/cls", "read.attention.cls"),
+    Row("params/read/attention/positions", "read.attention.positions"),
+    *_head_projection("read/attention/(query|key|value)", "read.attention.{0}"),
+    *_head_output("read/attention/out", "read.attention.out"),
+    *_projection_head("read/head", "read.head"),
+    *_projection_head("diagnosis_head", "diagnosis_head"),
+    *_projection_head("text_head", "text_head"),
+]
+
 TABLES: dict[str, list[Row]] = {
     "resnet": RESNET,
     "bert": BERT,
     "bert_masked_lm": BERT_MASKED_LM,
     "vit_transformers": VIT_TRANSFORMERS,
     "vit_timm": VIT_TIMM,
+    "imitate_heads": IMITATE_HEADS,
 }
 
 

@@ -1,4 +1,4 @@
-"""Reading and writing files of named tensors, without ever executing a pickle."""
+"""Reading and writing files of named tensors; no pickle is executed unless the caller asks for it by name."""
 
 import json
 from collections.abc import Mapping
@@ -14,13 +14,15 @@ _TORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "mode
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
-def load_tensors(path: str | Path) -> dict[str, np.ndarray]:
+def load_tensors(path: str | Path, *, trust_pickle: bool = False) -> dict[str, np.ndarray]:
     """All tensors of a file or model folder, by name.
 
     Args:
         path: a `.safetensors` file, a sharded `*.index.json`, a torch file (.bin .pt .pth .ckpt; opened with
             `weights_only=True`, a `state_dict` entry is unwrapped), or a folder holding one of the usual names
             (safetensors preferred).
+        trust_pickle: open torch files without `weights_only`, which runs any code that their author put in. Only for
+            files that you wrote yourself.
 
     Returns:
         name -> numpy array in the stored dtype (bfloat16 through ml_dtypes).
@@ -36,11 +38,11 @@ def load_tensors(path: str | Path) -> dict[str, np.ndarray]:
     if not path.exists():
         raise FileNotFoundError(f"No weights file at {str(path)!r}.")
     if path.name.endswith(".index.json"):
-        return _load_shards(path)
+        return _load_shards(path, trust_pickle)
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
     if path.suffix in _TORCH_SUFFIXES:
-        return _load_torch(path)
+        return _load_torch(path, trust_pickle)
     raise ValueError(
         f"Cannot read weights from {path.name!r}: use .safetensors, its .index.json, or a torch file "
         f"({' '.join(_TORCH_SUFFIXES)})."
@@ -64,7 +66,7 @@ def _find(folder: Path) -> Path:
     raise FileNotFoundError(f"No weights in folder {str(folder)!r}; looked for {', '.join((*_SAFETENSORS, *_TORCH))}.")
 
 
-def _load_shards(index: Path) -> dict[str, np.ndarray]:
+def _load_shards(index: Path, trust_pickle: bool) -> dict[str, np.ndarray]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (json.JSONDecodeError, KeyError) as error:
@@ -73,7 +75,7 @@ def _load_shards(index: Path) -> dict[str, np.ndarray]:
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard:
             raise ValueError(f"{index.name!r} names the shard {shard!r} outside its own folder.")
-        tensors.update(load_tensors(index.parent / shard))
+        tensors.update(load_tensors(index.parent / shard, trust_pickle=trust_pickle))
     missing = sorted(set(weight_map) - set(tensors))
     if missing:
         raise ValueError(f"{index.name!r} promises tensors that its shards lack: {missing[:10]}.")
@@ -87,7 +89,7 @@ def _load_safetensors(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path.name!r} is not a readable safetensors file: {error}.") from error
 
 
-def _load_torch(path: Path) -> dict[str, np.ndarray]:
+def _load_torch(path: Path, trust_pickle: bool) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError as error:
@@ -96,11 +98,13 @@ def _load_torch(path: Path) -> dict[str, np.ndarray]:
             "A .safetensors file needs nothing."
         ) from error
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except Exception as error:
+        if trust_pickle:
+            raise ValueError(f"torch cannot read {path.name!r} ({type(error).__name__}): it is damaged.") from error
         raise ValueError(
             f"torch refused {path.name!r} with weights_only=True: the file is damaged or holds arbitrary Python "
-            "objects, which are never unpickled here. Re-save its state_dict, best as .safetensors."
+            "objects, which are not unpickled here. Re-save its state_dict, best as .safetensors."
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):

@@ -25,6 +25,7 @@ The released code runs the trunk twice per view to draw channels twice. Drawing 
 losses (BatchNorm running averages aside), so both presets make one pass per view and set `model.read.draws=2`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -162,13 +163,24 @@ class Imitate(nn.Module):
         token_sets = []
         for view in range(views):
             for draw in range(draws):
-                view_key = jax.random.fold_in(jax.random.fold_in(key, view if train else 0), draw)
                 widths = [stage_map.shape[-1] for stage_map in maps]
-                indices = sample_channels(view_key, widths, config.keep, replace=config.replace)
+                indices = draw_channels(config, widths, key, view if train else 0, draw)
                 token_sets.append(channel_tokens([m[:, view] for m in maps], indices, grid=config.grid))
         token_BxSxKxT = jnp.stack(token_sets, axis=1)  # S = views * draws, view-major
         read_NxD = self.read(token_BxSxKxT.reshape(-1, *token_BxSxKxT.shape[2:]), train=train)
         return read_NxD.reshape(batch, views, draws, -1)
+
+
+def draw_channels(read: Any, widths: Sequence[int], key: Array, view: int, draw: int) -> tuple[Array, ...]:
+    """The channels per stage of one draw for one view. Args: read: `config.model.read`; widths: of the stages."""
+    view_key = jax.random.fold_in(jax.random.fold_in(key, view), draw)
+    return sample_channels(view_key, widths, read.keep, replace=read.replace)
+
+
+def evaluation_channels(read: Any, widths: Sequence[int]) -> list[tuple[Array, ...]]:
+    """The draws that `embed_image` averages over when it does not train; export carries them along."""
+    key = jax.random.key(read.eval_seed)
+    return [draw_channels(read, widths, key, 0, draw) for draw in range(read.eval_draws)]
 
 
 def build(config: Any) -> Imitate:

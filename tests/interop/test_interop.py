@@ -224,6 +224,9 @@ def test_pickles_and_damaged_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="weights_only=True"):
         load_tensors(tmp_path / "evil.pt")
     assert not (tmp_path / "ran").exists()
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "evil.pt").read_bytes()[:100])
+    with pytest.raises(ValueError, match="it is damaged"):
+        load_tensors(tmp_path / "cut.pt", trust_pickle=True)
     torch.save({"epoch": 3}, tmp_path / "notes.pt")
     with pytest.raises(ValueError, match="no state_dict"):
         load_tensors(tmp_path / "notes.pt")

@@ -1,0 +1,317 @@
+# Copyright: the medvlp_jax authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
+# the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0. Unless required by
+# applicable law or agreed to in writing, software distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+"""An exported model in plain PyTorch. Needs torch and safetensors; texts need transformers.
+
+    from modeling import load
+    model = load("path/of/this/folder")
+    image = model.embed_image(model.view(grey)[None])            # grey: uint8 [H, W], 0 black
+    text = model.embed_text(model.encode_text(["No pleural effusion."]))
+    print(torch.cosine_similarity(image["impression"], text))
+
+Images are 0..255, uint8 or float, and are normalised inside. One channel is what the model was trained on; three
+channels are averaged to grey first, so a grey picture stored as RGB gives the same embedding.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": F.relu,
+}
+
+
+def load(folder: str | Path = ".") -> Imitate:
+    """The exported model, in evaluation mode; every tensor of the files must fit."""
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    model = Imitate(json.loads((folder / "model.json").read_text(encoding="utf-8")), folder)
+    model.trunk.load_state_dict(load_file(folder / "trunk.safetensors"), strict=True)
+    heads = load_file(folder / "heads.safetensors")
+    trunk = {f"trunk.{name}": tensor for name, tensor in model.trunk.state_dict().items()}
+    model.load_state_dict({**heads, **trunk}, strict=True)
+    return model.eval()
+
+
+def build_trunk(config: dict) -> nn.Module:
+    """The image encoder that `model.json` describes under "trunk"."""
+    fields = {name: value for name, value in config.items() if name != "kind"}
+    return {"resnet": ResNet, "vit_timm": VisionTransformer}[config["kind"]](**fields)
+
+
+# ---- trunks: torchvision's and timm's parameter names -----------------------------------------------------------
+
+
+def convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False)
+
+
+class Block(nn.Module):
+    """Basic (3x3, 3x3) or bottleneck (1x1, 3x3, 1x1) residual block; the first 3x3 carries the stride."""
+
+    def __init__(self, inputs: int, width: int, stride: int, bottleneck: bool, epsilon: float):
+        super().__init__()
+        outputs = 4 * width if bottleneck else width
+        plan = [(1, 1), (3, stride), (1, 1)] if bottleneck else [(3, stride), (3, 1)]
+        widths = [inputs, width, width, outputs] if bottleneck else [inputs, width, outputs]
+        self.depth = len(plan)
+        for i, (size, step) in enumerate(plan):
+            self.add_module(f"conv{i + 1}", convolution(widths[i], widths[i + 1], size, step))
+            self.add_module(f"bn{i + 1}", nn.BatchNorm2d(widths[i + 1], eps=epsilon))
+        self.downsample = None
+        if stride != 1 or inputs != outputs:
+            norm = nn.BatchNorm2d(outputs, eps=epsilon)
+            self.downsample = nn.Sequential(convolution(inputs, outputs, 1, stride), norm)
+
+    def forward(self, x):
+        y = x
+        for i in range(1, self.depth + 1):
+            y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y))
+            y = F.relu(y) if i < self.depth else y
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class ResNet(nn.Module):
+    """torchvision's ResNet without its classifier, for any stage sizes, widths, strides and stem.
+
+    stem: `imagenet` (7x7 stride 2, max-pool), `stride4` (7x7 stride 4) or `small` (3x3). A one-channel image meets a
+    three-channel stem three times, once per channel.
+    """
+
+    def __init__(self, block, stage_sizes, widths, strides, stem, stem_width, in_channels=3, epsilon=1e-5):
+        super().__init__()
+        size, stride = {"imagenet": (7, 2), "stride4": (7, 4), "small": (3, 1)}[stem]
+        self.conv1 = convolution(in_channels, stem_width, size, stride)
+        self.bn1 = nn.BatchNorm2d(stem_width, eps=epsilon)
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity()
+        inputs, self.stages, bottleneck = stem_width, len(stage_sizes), block == "bottleneck"
+        for s, (size, width, stride) in enumerate(zip(stage_sizes, widths, strides, strict=True)):
+            blocks = []
+            for b in range(size):
+                blocks.append(Block(inputs, width, stride if b == 0 else 1, bottleneck, epsilon))
+                inputs = width * (4 if bottleneck else 1)
+            self.add_module(f"layer{s + 1}", nn.Sequential(*blocks))
+
+    def forward(self, image):
+        """Normalised [N, 1 or C, H, W] -> {"stage1" ...: [N, C, h, w], "pooled": [N, C]}."""
+        x = self.maxpool(F.relu(self.bn1(self.conv1(image.expand(-1, self.conv1.in_channels, -1, -1)))))
+        levels = {}
+        for s in range(1, self.stages + 1):
+            x = levels[f"stage{s}"] = getattr(self, f"layer{s}")(x)
+        return {**levels, "pooled": x.mean(dim=(2, 3))}
+
+
+class VisionTransformer(nn.Module):
+    """timm's ViT with a class token and without a classifier."""
+
+    def __init__(self, width, layers, heads, hidden, patch, image, in_channels, epsilon, activation):
+        super().__init__()
+        self.patch_embed = nn.Module()
+        self.patch_embed.proj = nn.Conv2d(in_channels, width, patch, patch)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + (image // patch) ** 2, width))
+        self.blocks = nn.ModuleList(ViTBlock(width, heads, hidden, epsilon, activation) for _ in range(layers))
+        self.norm = nn.LayerNorm(width, eps=epsilon)
+
+    def forward(self, image):
+        """Normalised [N, 1 or C, S, S] -> {"cls": [N, E], "patches": [N, h, w, E]}."""
+        x = self.patch_embed.proj(image.expand(-1, self.patch_embed.proj.in_channels, -1, -1))
+        grid = x.shape[2:]
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)], dim=1) + self.pos_embed
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        return {"cls": x[:, 0], "patches": x[:, 1:].unflatten(1, grid)}
+
+
+class ViTBlock(nn.Module):
+    def __init__(self, width, heads, hidden, epsilon, activation):
+        super().__init__()
+        self.heads, self.activation = heads, ACTIVATIONS[activation]
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps=epsilon), nn.LayerNorm(width, eps=epsilon)
+        self.attn, self.mlp = nn.Module(), nn.Module()
+        self.attn.qkv, self.attn.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp.fc1, self.mlp.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x):
+        qkv = self.attn.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x = x + self.attn.proj(F.scaled_dot_product_attention(*qkv).transpose(1, 2).flatten(2))
+        return x + self.mlp.fc2(self.activation(self.mlp.fc1(self.norm2(x))))
+
+
+# ---- IMITATE: heads and the read branch -------------------------------------------------------------------------
+
+
+class ProjectionHead(nn.Module):
+    """Linear, BatchNorm, ReLU, Linear, BatchNorm without affine parameters."""
+
+    def __init__(self, inputs: int, hidden: int, features: int):
+        super().__init__()
+        self.linear1, self.norm1 = nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden)
+        self.linear2, self.norm2 = nn.Linear(hidden, features), nn.BatchNorm1d(features, affine=False)
+
+    def forward(self, x, gates_of=None):
+        """[N, inputs] -> [N, features]; with `gates_of`, ReLU lets through what it would for that: linear around it."""
+        x = self.norm1(self.linear1(x))
+        x = F.relu(x) if gates_of is None else x * (self.norm1(self.linear1(gates_of)) > 0)
+        return self.norm2(self.linear2(x))
+
+
+class ChannelAttention(nn.Module):
+    """The CLS row of `x + attention(x)` over channel tokens; CLS stands last but owns position 0."""
+
+    def __init__(self, width: int, tokens: int, heads: int, mask_padding: bool):
+        super().__init__()
+        self.tokens, self.heads, self.mask_padding = tokens, heads, mask_padding
+        self.cls = nn.Parameter(torch.zeros(width))
+        self.positions = nn.Parameter(torch.zeros(tokens + 1, width))
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, tokens):
+        count = tokens.shape[1]
+        x = F.pad(tokens, (0, 0, 0, self.tokens - count)) + self.positions[1:]
+        cls = (self.cls + self.positions[0]).expand(len(x), 1, -1)
+        x = torch.cat([x, cls], dim=1)
+        query, key, value = (
+            layer(y).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for layer, y in ((self.query, cls), (self.key, x), (self.value, x))
+        )
+        position = torch.arange(self.tokens + 1, device=x.device)
+        real = (position < count) | (position == self.tokens) | (not self.mask_padding)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=real[None, None, None])
+        return (cls + self.out(mixed.transpose(1, 2).flatten(2)))[:, 0]
+
+
+class ReadBranch(nn.Module):
+    """Channels of all stages -> tokens -> attention -> head, averaged over the fixed draws of `model.json`."""
+
+    def __init__(self, channels, grid, tokens, heads, mask_padding, hidden, features):
+        super().__init__()
+        self.grid, self.draws, self.stages = grid, len(channels), len(channels[0])
+        for d, draw in enumerate(channels):
+            for s, index in enumerate(draw):
+                self.register_buffer(f"draw{d}_stage{s + 1}", torch.tensor(index), persistent=False)
+        self.attention = ChannelAttention(grid * grid, tokens, heads, mask_padding)
+        self.head = ProjectionHead(grid * grid, hidden, features)
+
+    def forward(self, levels):
+        maps = [F.adaptive_avg_pool2d(levels[f"stage{s + 1}"], self.grid).flatten(2) for s in range(self.stages)]
+        vectors = []
+        for d in range(self.draws):
+            chosen = [maps[s][:, getattr(self, f"draw{d}_stage{s + 1}")] for s in range(self.stages)]
+            vectors.append(self.head(self.attention(torch.cat(chosen, dim=1))))
+        return torch.stack(vectors).mean(dim=0)
+
+
+class Imitate(nn.Module):
+    """Image trunk, read branch and the three heads. config: the content of `model.json`."""
+
+    def __init__(self, config: dict, folder: str | Path = "."):
+        super().__init__()
+        self.config, self.folder, self._text = config, Path(folder), None
+        sizes, image = config["heads"], config["image"]
+        self.trunk = build_trunk(config["trunk"])
+        self.read = ReadBranch(**config["read"], features=sizes["features"])
+        self.diagnosis_head = ProjectionHead(sizes["image_width"], sizes["diagnosis_hidden"], sizes["features"])
+        self.text_head = ProjectionHead(sizes["text_width"], sizes["text_hidden"], sizes["features"])
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(image[name]).reshape(1, -1, 1, 1), persistent=False)
+
+    def normalize(self, pixels):
+        """0..255 [N, H, W], [N, 1, H, W] or [N, 3, H, W] -> what the trunk takes."""
+        pixels = pixels[:, None] if pixels.ndim == 3 else pixels
+        if pixels.is_floating_point() and pixels.numel() and pixels.max() <= 1:
+            warnings.warn("Pixels are 0..1; this model takes 0..255. Multiply by 255.", stacklevel=3)
+        grey = pixels.float().mean(dim=1, keepdim=True)
+        return (grey / 255.0 - self.mean) / self.std
+
+    @torch.no_grad()
+    def embed_image(self, pixels) -> dict[str, torch.Tensor]:
+        """`findings` and `impression` [N, D], aligned with texts; `pooled` [N, C], trunk features for probes."""
+        levels = self.trunk(self.normalize(pixels))
+        impression = self.diagnosis_head(levels["pooled"])
+        return {"findings": self.read(levels), "impression": impression, "pooled": levels["pooled"]}
+
+    @torch.no_grad()
+    def image_regions(self, pixels) -> torch.Tensor:
+        """[N, h, w, D]: what each place contributes to the vector `impression`, which is their mean; for heat maps."""
+        last = self.trunk(self.normalize(pixels))[f"stage{self.read.stages}"].permute(0, 2, 3, 1)
+        pooled = last.mean((1, 2), keepdim=True).expand_as(last)
+        return self.diagnosis_head(last.flatten(0, 2), pooled.flatten(0, 2)).unflatten(0, last.shape[:3])
+
+    @torch.no_grad()
+    def embed_text(self, vectors) -> torch.Tensor:
+        """Vectors of the frozen text tower [N, E] -> [N, D], the same for findings and impression."""
+        return self.text_head(vectors)
+
+    @torch.no_grad()
+    def encode_text(self, texts: list[str]) -> torch.Tensor:
+        """Texts -> frozen vectors [N, E], with the tower in `text/` (a transformers folder)."""
+        if self._text is None:
+            from transformers import AutoModel, AutoTokenizer
+
+            tower = AutoModel.from_pretrained(self.folder / "text", add_pooling_layer=False).eval()
+            self._text = (AutoTokenizer.from_pretrained(self.folder / "text"), tower.to(self.mean.device))
+        tokenizer, tower = self._text
+        length = self.config["text"]["max_length"]
+        batch = tokenizer(list(texts), return_tensors="pt", padding=True, truncation=True, max_length=length)
+        batch = batch.to(self.mean.device)
+        hidden = tower(**batch).last_hidden_state
+        if self.config["text"]["pooling"] == "cls":
+            return hidden[:, 0]
+        mask = batch["attention_mask"][:, :, None].float()
+        return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+
+    def view(self, grey) -> torch.Tensor:
+        """The evaluation view of an upright grey image uint8 [H, W] (NumPy or torch), 0 black: uint8 [S, S].
+
+        Scaling, bars and crop as in medvlp_jax, up to one grey level of rounding.
+        """
+        recipe = json.loads((self.folder / "preprocessor.json").read_text(encoding="utf-8"))
+        if recipe["steps"] != ["center"]:
+            raise NotImplementedError(f"view() knows the step 'center' only; this model uses {recipe['operations']!r}.")
+        grey = torch.as_tensor(grey)
+        height, width = grey.shape
+        side, size = recipe["frame"], recipe["size"]
+        scale = (side / height, side / width) if recipe["fit"] == "squash" else (side / max(height, width),) * 2
+        new = max(1, round(height * scale[0])), max(1, round(width * scale[1]))
+        left, top, start = (side - new[1]) // 2, (side - new[0]) // 2, round((side - size) / 2)
+        canvas = torch.zeros(side, side, dtype=torch.uint8)
+        canvas[top : top + new[0], left : left + new[1]] = resize(grey, *new)
+        return canvas[start : start + size, start : start + size].contiguous()
+
+
+def resize(grey: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """uint8 [H, W] -> [height, width]: the average of areas when it shrinks, bicubic when it grows."""
+    if grey.shape == (height, width):
+        return grey
+    if height * width <= grey.numel():
+        rows, columns = (area_weights(*sizes) for sizes in zip((height, width), grey.shape, strict=True))
+        scaled = rows @ grey.double() @ columns.T
+    else:
+        options = {"mode": "bicubic", "align_corners": False}
+        scaled = F.interpolate(grey[None, None].double(), (height, width), **options)[0, 0]
+    return scaled.round().clamp(0, 255).to(torch.uint8)
+
+
+def area_weights(new: int, old: int) -> torch.Tensor:
+    """[new, old]: the share of each old pixel in each new one, rows sum to one."""
+    edges = torch.arange(new + 1, dtype=torch.float64)[:, None] * old / new
+    pixel = torch.arange(old, dtype=torch.float64)
+    overlap = torch.minimum(edges[1:], pixel + 1) - torch.maximum(edges[:-1], pixel)
+    return overlap.clamp(min=0) * new / old

@@ -1,0 +1,182 @@
+"""What an exported folder says of a model: tensors under PyTorch names, and JSON that `modeling.py` builds it from."""
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from medvlp_jax.data import preprocess
+from medvlp_jax.encoders.resnet import ResNet
+from medvlp_jax.encoders.vit import ViT
+from medvlp_jax.interop import save_bert, to_torch_names
+from medvlp_jax.methods import imitate
+from medvlp_jax.text_tower import TextTower
+from medvlp_jax.trained import Trained
+
+Tensors = dict[str, np.ndarray]
+TRUNK, HEADS, MODEL, PREPROCESSOR = "trunk.safetensors", "heads.safetensors", "model.json", "preprocessor.json"
+
+
+def trunk_arch(trunk: nn.Module) -> str:
+    """The name table of an encoder; ViTs with a pooler are transformers', those without are timm's.
+
+    Raises: ValueError for an encoder without a table.
+    """
+    if isinstance(trunk, ResNet):
+        return "resnet"
+    if isinstance(trunk, ViT):
+        return "vit_transformers" if trunk.pooler else "vit_timm"
+    raise ValueError(f"The trunk {type(trunk).__name__} has no PyTorch names yet. Known: ResNet, ViT.")
+
+
+def describe_trunk(trunk: nn.Module) -> dict[str, Any]:
+    """What `modeling.build_trunk` takes: `kind` and the fields of its class (of a ViTConfig for `vit_transformers`)."""
+    kind = trunk_arch(trunk)
+    if isinstance(trunk, ResNet):
+        block, stage_sizes, widths, strides = trunk.plan()
+        return {
+            "kind": kind,
+            "block": block,
+            "stage_sizes": list(stage_sizes),
+            "widths": list(widths),
+            "strides": list(strides),
+            "stem": "imagenet" if trunk.stem == "space_to_depth" else trunk.stem,  # equal numbers
+            "stem_width": trunk.width,
+            "in_channels": trunk.in_channels,
+            "epsilon": trunk.bn_epsilon,
+        }
+    fields = ("width", "layers", "heads", "hidden", "patch", "image", "in_channels", "epsilon", "activation")
+    theirs = (
+        *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size", "image_size"),
+        *("num_channels", "layer_norm_eps", "hidden_act"),
+    )
+    names = theirs if kind == "vit_transformers" else fields
+    return {"kind": kind, **{name: getattr(trunk, field) for name, field in zip(names, fields, strict=True)}}
+
+
+def split(variables: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Variables of a method -> those of its trunk, and those of everything else."""
+    trunk = {name: tree["trunk"] for name, tree in variables.items() if "trunk" in tree}
+    heads = {name: {k: v for k, v in tree.items() if k != "trunk"} for name, tree in variables.items()}
+    return trunk, heads
+
+
+def trunk_of(model: nn.Module, variables: Mapping[str, Any]) -> nn.Module:
+    """The trunk module of a method, unbound."""
+    return model.bind(variables).trunk.clone(parent=None, name=None)
+
+
+def tensors(trained: Trained) -> tuple[Tensors, Tensors]:
+    """(trunk, heads) under PyTorch names. Raises: ValueError for a method or encoder without a name table."""
+    known(trained.config.method)
+    variables = jax.device_get(dict(trained.variables))
+    trunk, heads = split(variables)
+    arch = trunk_arch(trunk_of(trained.model, variables))
+    return to_torch_names(trunk, arch), to_torch_names(heads, heads_arch(trained.config.method))
+
+
+def heads_arch(method: str) -> str:
+    """The name table of a method's heads."""
+    return f"{method}_heads"
+
+
+def describe(trained: Trained) -> dict[str, Any]:
+    """The content of `model.json`."""
+    config = trained.config
+    image = {"size": config.image.size, "mean": list(config.image.mean), "std": list(config.image.std)}
+    return {
+        "format": 1,
+        "method": config.method,
+        "image": image,
+        "trunk": describe_trunk(trunk_of(trained.model, trained.variables)),
+        **known(config.method)(trained),
+        "text": {"pooling": trained.tower.pooling, "max_length": trained.tower.max_length},
+    }
+
+
+def _imitate(trained: Trained) -> dict[str, Any]:
+    config, size = trained.config.model, trained.config.image.size
+    image = jax.ShapeDtypeStruct((1, 1, size, size, 1), "uint8")
+    embed = lambda variables, image: trained.model.apply(variables, image, method="embed_image")  # noqa: E731
+    embedding = jax.eval_shape(embed, trained.variables, image)
+    widths = [embedding.levels[stage].shape[-1] for stage in imitate.STAGES]
+    draws = imitate.evaluation_channels(config.read, widths)
+    return {
+        "read": {
+            "channels": [[np.asarray(stage).tolist() for stage in draw] for draw in draws],
+            **{name: config.read[name] for name in ("grid", "tokens", "heads", "mask_padding", "hidden")},
+        },
+        "heads": {
+            "features": config.features,
+            "image_width": embedding.pooled_BxVxC.shape[-1],
+            "diagnosis_hidden": config.diagnosis_hidden,
+            "text_width": trained.tower.width,
+            "text_hidden": config.text_hidden,
+        },
+    }
+
+
+# Method -> what `model.json` holds beside trunk, image and text.
+DESCRIBE: dict[str, Callable[[Trained], dict[str, Any]]] = {"imitate": _imitate}
+
+
+def known(method: str) -> Callable[[Trained], dict[str, Any]]:
+    """The description of a method. Raises: ValueError listing the methods that can be exported."""
+    if method not in DESCRIBE:
+        raise ValueError(f"The method {method!r} cannot be exported yet. Known: {', '.join(sorted(DESCRIBE))}.")
+    return DESCRIBE[method]
+
+
+def preprocessor(config: Any) -> dict[str, Any]:
+    """The content of `preprocessor.json`, from the evaluation preprocessing. Raises: ValueError without `center`."""
+    string = config.image.evaluate.format(size=config.image.size, views=config.image.views)
+    operations = [op for op in preprocess.parse(string) if op.name != "decode"]
+    centers = [op for op in operations if op.name == "center"]
+    if not centers:
+        raise ValueError(f"image.evaluate={config.image.evaluate!r} has no center(...): it is no evaluation view.")
+    bound = inspect.signature(preprocess.center).bind(*centers[0].args, **dict(centers[0].kwargs))
+    bound.apply_defaults()
+    size, crop_from, fit = (bound.arguments[name] for name in ("size", "crop_from", "fit"))
+    return {
+        "input": "upright grey radiograph, 0 black (MONOCHROME1 inverted), 8 bit",
+        "operations": "|".join(map(str, operations)),
+        "steps": [op.name for op in operations],
+        "size": size,
+        "frame": crop_from or size,
+        "crop": "center",
+        "fit": fit,
+        "pad_value": 0,
+        "interpolation": {"shrink": "area", "enlarge": "bicubic"},
+        "channels": 1,
+        "value_range": [0, 255],
+        "rescale": 1 / 255,
+        "mean": list(config.image.mean),
+        "std": list(config.image.std),
+    }
+
+
+def write_text(folder: Path, tower: TextTower) -> None:
+    """The frozen text tower as a transformers folder: config.json, model.safetensors, tokenizer files."""
+    save_bert(folder, tower.config, tower.variables)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    write_json(folder / "config.json", config | {"pad_token_id": tower.tokenizer.pad_id, "torch_dtype": "float32"})
+    tower.tokenizer.save(folder)
+    names = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    names["pad"] = tower.tokenizer.tokens([tower.tokenizer.pad_id])[0]
+    vocabulary = set(tower.tokenizer.tokens(range(tower.tokenizer.vocab_size)))
+    settings = {f"{role}_token": name for role, name in names.items() if name in vocabulary}
+    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": tower.max_length}
+    write_json(folder / "tokenizer_config.json", settings)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Indented JSON with a final newline; a list of plain numbers stays on one line."""
+    text = json.dumps(content, indent=1)
+    text = re.sub(r"\[([^\[\]{}\"]*)\]", lambda match: f"[{' '.join(match[1].split())}]", text)
+    path.write_text(text + "\n", encoding="utf-8")

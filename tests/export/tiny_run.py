@@ -1,0 +1,48 @@
+"""A run folder of random weights, made without training."""
+
+import ast
+
+import jax
+import numpy as np
+import tiny
+
+from configs import imitate
+from medvlp_jax import methods
+from medvlp_jax import step as steps
+from medvlp_jax.build import batch_shapes
+
+
+def fill(shapes, seed=0):
+    """Values of a trained model's size for a tree of shapes; nothing stays at its default."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(path, shape):
+        name = path[-1].key
+        if name in ("var", "scale"):
+            return rng.uniform(0.5, 1.5, shape.shape).astype(np.float32)
+        spread = np.sqrt(2 / max(np.prod(shape.shape[:-1]), 1)) if name == "kernel" else 0.2
+        return rng.normal(0, spread, shape.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+def tiny_config(data, **more):
+    config = imitate.get_config("demo")
+    fields = tiny.overrides(data, **{"model.read.eval_draws": 2, **more})
+    with config.unlocked():
+        for name, value in fields.items():
+            node, last = config, name.split(".")[-1]
+            for part in name.split(".")[:-1]:
+                node = node[part]
+            node[last] = ast.literal_eval(value) if isinstance(value, str) and value.startswith("(") else value
+    return config
+
+
+def shapes_of(config, width=16):
+    model = methods.get(config.method).build(config)
+    return jax.eval_shape(lambda: steps.init_variables(model, batch_shapes(config, width), 0))
+
+
+def same(tree, other):
+    assert jax.tree.structure(tree) == jax.tree.structure(other)
+    jax.tree.map(np.testing.assert_array_equal, tree, other)
