@@ -25,7 +25,7 @@ class Pool(NamedTuple):
     """N test records. F: CHEXPERT_LABELS, NaN where a finding has no prompts.
 
     parts: per section image vectors N×D, text vectors N×D, flags N. report_N: equal numbers, equal reports.
-    score_NxF: zero-shot score. map_NxhxwxF: what regions contribute to cosine with affirming minus denying texts, or None.
+    score_NxF: zero-shot score. map_NxhxwxF: what regions contribute to affirming minus denying cosine, or None.
     section: the text section whose space zero-shot scores and maps use. prompts: which ones were asked.
     """
 

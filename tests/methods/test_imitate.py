@@ -203,6 +203,10 @@ def test_towers_in_training_and_evaluation(preset):
         # An image has one embedding, whatever else is in the batch.
         np.testing.assert_allclose(image.aligned[section][:3], again.aligned[section], atol=1e-5)
     assert image.pooled_BxVxC.shape == (8, 1, 64)
+    # Regions share the image's vector out among places.
+    region_BxhxwxD = np.asarray(image.regions["impression"])[:, 0]
+    assert region_BxhxwxD.std(axis=(1, 2)).mean() > 1e-3
+    np.testing.assert_allclose(region_BxhxwxD.mean(axis=(1, 2)), image.aligned["impression"][:, 0], atol=1e-4)
     text = model.apply(variables, batch, method="embed_text")
     assert text.aligned["impression"].shape == (8, cfg.model.features)
 
