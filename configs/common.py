@@ -117,6 +117,7 @@ def base() -> ConfigDict:
     config.evaluators = ("validation_loss", "retrieval", "zero_shot")
     config.final_evaluators = ("validation_loss", "retrieval", "zero_shot", "linear_probe", "knn", "grounding")
     config.eval_batch_size = 0  # 0: batch_size
+    config.report = True  # write report.html behind training
 
     config.evaluation = ConfigDict()
     config.evaluation.data = ""  # score another prepared data set than the run's own (--mode eval)

@@ -18,6 +18,7 @@ FREE_FIELDS = (
     "evaluators",
     "final_evaluators",
     "evaluation.",
+    "report",
     "mesh.",
     "data.dir",
     "data.threads",

@@ -3,6 +3,7 @@
 Fields of the config are overridden as --config.batch_size=64. The same command resumes an interrupted run.
 """
 
+import shlex
 import sys
 
 from absl import app, flags, logging
@@ -29,7 +30,7 @@ def main(argv):
         if _MODE.value == "train":
             from medvlp_jax.train import train
 
-            train(_CONFIG.value, _WORKDIR.value)
+            train(_CONFIG.value, _WORKDIR.value, command=f"python -m medvlp_jax.main {shlex.join(sys.argv[1:])}")
         else:
             from medvlp_jax.evaluate import evaluate
 

@@ -14,16 +14,19 @@ from medvlp_jax.checkpoint import Checkpoints
 from medvlp_jax.data import pipeline
 from medvlp_jax.evaluate import score_run
 from medvlp_jax.metrics import Console, MetricWriter, Progress, check_finite, clock
+from medvlp_jax.report.page import write_report
 from medvlp_jax.score_table import brief, flat, format_scores
 from medvlp_jax.scorer import Scorer
 
 
-def train(config: Any, workdir: str | Path) -> dict[str, Any]:
+def train(config: Any, workdir: str | Path, *, command: str = "") -> dict[str, Any]:
     """Trains `config` in `workdir`, resuming from its newest checkpoint, and scores the result.
 
-    The folder then holds `config.json`, `checkpoints/`, `metrics.jsonl`, TensorBoard events, `log.txt`, `scores.json`.
+    The folder then holds `config.json`, `checkpoints/`, `metrics.jsonl`, TensorBoard events, `log.txt`, `scores.json`,
+    `report.html`.
     SIGTERM and SIGINT save a checkpoint and return early; the same call resumes with the same batches and numbers.
 
+    Args: command: the command line that this is, for the log and the report.
     Returns: {"step", "scores"}; `scores` is empty for a run that was told to stop.
     Raises: ValueError for a config that does not fit the data, devices or the folder; NonFiniteError when a loss term
       breaks; CheckpointError for a checkpoint that cannot be written or belongs to another model.
@@ -36,6 +39,8 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     configs.claim_workdir(config, workdir, write=main_process)
     say = Console(workdir, write=main_process)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    if command:
+        say(f"command   {command}")
     say(f"run       {config.method} preset={config.preset} in {workdir}")
     say(
         f"devices   {mesh.devices.size} {jax.devices()[0].device_kind} in {jax.process_count()} process(es), "
@@ -157,6 +162,11 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     say(f"\ncheckpoint  {workdir / 'checkpoints' / str(number)}")
     say(f"metrics     {workdir / 'metrics.jsonl'}   (TensorBoard: tensorboard --logdir {workdir})")
     say(f"scores      {workdir / 'scores.json'}")
+    if main_process and config.report:
+        try:
+            say(f"report      {write_report([workdir], say=say)}")
+        except (ValueError, FileNotFoundError) as error:
+            say(f"report      not written: {error}  Try: python -m medvlp_jax.report {workdir}")
     say.close()
     return {"step": number, "scores": scores}
 

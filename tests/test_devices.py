@@ -80,7 +80,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def one_device(data, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("one")
-    tiny.run(tiny.command(data, workdir))
+    tiny.run(tiny.command(data, workdir, final_evaluators=tiny.ALL_EVALUATORS))
     return workdir
 
 
@@ -121,7 +121,7 @@ def test_two_processes_equal_one(data, one_device, tmp_path):
 def test_two_processes_score_a_checkpoint_as_one_does(data, one_device, tmp_path):
     run = shutil.copytree(one_device, tmp_path / "run")
     launcher = ["bash", "launch/local_multiprocess.sh", "2", "--devices", "4", "--logs", str(tmp_path / "logs"), "--"]
-    tiny.run([*launcher, *tiny.command(data, run, "--mode", "eval")])
+    tiny.run([*launcher, *tiny.command(data, run, "--mode", "eval", final_evaluators=tiny.ALL_EVALUATORS)])
     got, expected = (json.loads((folder / "scores.json").read_text()) for folder in (run, one_device))
     assert len(got["scores"]) == len(expected["scores"]) > 50
     for row, twin in zip(got.pop("scores"), expected.pop("scores"), strict=True):

@@ -21,7 +21,8 @@ def data(tmp_path_factory):
 def finished(data, tmp_path_factory):
     """A run of eight steps, and its folder."""
     workdir = tmp_path_factory.mktemp("finished")
-    return tiny.run(tiny.command(data, workdir, total_steps=8)), workdir
+    more = {"final_evaluators": tiny.ALL_EVALUATORS, "report": True}
+    return tiny.run(tiny.command(data, workdir, total_steps=8, **more)), workdir
 
 
 def test_run_folder_and_scores(finished):
@@ -48,6 +49,10 @@ def test_run_folder_and_scores(finished):
     }
     assert rows["linear_probe/1%/auc/mean"]["raw_pixels"] is not None
     assert (workdir / "scores" / "8.json").exists()
+    page = (workdir / "report.html").read_text()
+    assert "retrieval" in page
+    assert "--config.total_steps=8" in page
+    assert f"report      {workdir / 'report.html'}" in done.stdout
     assert (workdir / "probe_subsets.json").exists()
     assert str(workdir) in done.stdout
     assert "images/s" in done.stdout
@@ -97,9 +102,33 @@ def test_sigterm_saves_and_exits_cleanly(data, tmp_path):
 def test_evaluation_alone_repeats_the_scores(data, finished):
     _, workdir = finished
     before = json.loads((workdir / "scores.json").read_text())
-    done = tiny.run(tiny.command(data, workdir, "--mode", "eval", total_steps=8))
+    more = {"final_evaluators": tiny.ALL_EVALUATORS, "total_steps": 8}
+    done = tiny.run(tiny.command(data, workdir, "--mode", "eval", **more))
     assert "Scores on" in done.stdout
     assert json.loads((workdir / "scores.json").read_text()) == before
+
+
+def test_evaluation_of_several_checkpoints(data, finished):
+    _, workdir = finished
+    done = tiny.run(tiny.command(data, workdir, "--mode", "eval", "--checkpoints", "6,8", total_steps=8))
+    assert [line.split("step ")[1] for line in done.stdout.splitlines() if line.startswith("Scores on")] == ["6", "8"]
+    assert {path.name for path in (workdir / "scores").iterdir()} >= {"6.json", "8.json"}
+    refuse(
+        tiny.command(data, workdir, "--mode", "eval", "--checkpoints", "7", total_steps=8),
+        "no checkpoint of step 7",
+        "8",
+    )
+    refuse(tiny.command(data, workdir, "--mode", "eval", "--checkpoints", "last", total_steps=8), "must be 'all' or")
+
+
+def test_patients_of_training_are_refused_as_a_test_set(data, finished):
+    _, workdir = finished
+    overlap = {"data.test_split": "train[:6]", "total_steps": 8}
+    refuse(tiny.command(data, workdir, "--mode", "eval", **overlap), "are also in the training split", "allow_patient")
+    allowed = {**overlap, "evaluation.allow_patient_overlap": True}
+    tiny.run(tiny.command(data, workdir, "--mode", "eval", **allowed))
+    scores = json.loads((workdir / "scores.json").read_text())
+    assert scores["patients_shared_with_training"] == scores["patients"] > 0
 
 
 def refuse(arguments, *words):

@@ -74,6 +74,8 @@ def overrides(data: Path, **more: object) -> dict[str, object]:
         "model.trunk.width": 8,
         "model.features": 16,
         "data.threads": 2,
+        "final_evaluators": "('validation_loss', 'retrieval')",
+        "report": False,
         **more,
     }
 
@@ -103,6 +105,9 @@ def make_run(data: Path, workdir: Path, step: int = 4) -> Path:
         checkpoints.save(step, state, {})
         checkpoints.wait()
     return workdir
+
+
+ALL_EVALUATORS = "('validation_loss', 'retrieval', 'zero_shot', 'linear_probe', 'knn', 'grounding')"
 
 
 def command(data: Path, workdir: Path, *flags: str, arg: str = "demo", **more: object) -> list[str]:
