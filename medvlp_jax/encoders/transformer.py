@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from medvlp_jax.layers.head_projection import HeadProjection, flat_init
+
 # Finite, so that a row whose every key is masked gives a uniform distribution and not NaN.
 MASKED = -1e9
 
@@ -62,22 +64,6 @@ def key_bias(mask: jax.Array) -> jax.Array:
     return jnp.where(mask.astype(bool), 0.0, MASKED).astype(jnp.float32)[:, None, None, :]
 
 
-class HeadProjection(nn.Module):
-    """Owner of the kernel [in, heads, head_dim] and bias [heads, head_dim] of a query, key or value projection."""
-
-    heads: int
-    head_dim: int
-    use_bias: bool
-    kernel_init: Any
-
-    @nn.compact
-    def __call__(self, width: int) -> tuple[jax.Array, jax.Array | None]:
-        shape = (width, self.heads, self.head_dim)
-        kernel = self.param("kernel", _flat_init(self.kernel_init, (width, self.heads * self.head_dim)), shape)
-        bias = self.param("bias", nn.initializers.zeros, shape[1:]) if self.use_bias else None
-        return kernel, bias
-
-
 class SelfAttention(nn.Module):
     """Multi-head self-attention: params `query`, `key`, `value` [E, H, D] and `out` [H, D, E], each with a bias.
 
@@ -128,7 +114,7 @@ class SelfAttention(nn.Module):
             width,
             axis=(-2, -1),
             dtype=self.dtype,
-            kernel_init=_flat_init(self.kernel_init, (width, width)),
+            kernel_init=flat_init(self.kernel_init, (width, width)),
             name="out",
         )(mixed)
         return out, weights
@@ -147,12 +133,3 @@ class FeedForward(nn.Module):
         h = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=self.kernel_init, name="up")(x)
         h = activation(self.activation)(h)
         return nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=self.kernel_init, name="down")(h)
-
-
-def _flat_init(init, flat_shape: tuple[int, int]):
-    """Initialises a head-split kernel with the fans of the flat matrix."""
-
-    def initialize(key, shape, dtype=jnp.float32):
-        return init(key, flat_shape, dtype).reshape(shape)
-
-    return initialize

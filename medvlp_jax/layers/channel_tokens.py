@@ -3,7 +3,6 @@
 Source: arXiv 2310.07355 section III; details as in cheliu-computation/IMITATE-TMI2024@cd1c575.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 
@@ -14,6 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from medvlp_jax.layers.head_projection import HeadProjection
 from medvlp_jax.layers.heads import symmetric_uniform
 
 KEEP = (0.25, 0.15, 0.10, 0.10)  # share of channels drawn from stages 1 to 4
@@ -70,13 +70,24 @@ def sample_channels(
     return tuple(draws)
 
 
+def shrink_maps(
+    stages: Sequence[Float[Array, "... H W C"]], *, grid: int = GRID
+) -> tuple[Float[Array, "... H W C"], ...]:
+    """Pools the maps larger than grid×grid, all channels of them.
+
+    Pooling and picking channels commute. Pooled once, large maps need not be read again by every draw of every view,
+    and a pick has as many products fewer as the map has pixels fewer.
+    """
+    return tuple(_pool(stage, grid) if min(stage.shape[-3:-1]) > grid else stage for stage in stages)
+
+
 def channel_tokens(
     stages: Sequence[Float[Array, "B H W C"]], indices: Sequence[Int[Array, " k"]], *, grid: int = GRID
 ) -> Float[Array, "B K T"]:
     """Tokens of the chosen channels: each map pooled to grid×grid and flattened row by row.
 
     Args:
-      stages: feature maps of the stages, NHWC.
+      stages: feature maps of the stages, NHWC; `shrink_maps` of them give the same tokens for less work.
       indices: chosen channels per stage.
       grid: side of the pooled map.
 
@@ -84,25 +95,38 @@ def channel_tokens(
     """
     tokens = []
     for map_BxHxWxC, index_k in zip(stages, indices, strict=True):
-        _, height, width, channels = map_BxHxWxC.shape
-        dtype = map_BxHxWxC.dtype
         # Selection as a product with one-hot columns: exact, and its gradient is a matmul instead of a scatter.
-        pick_CxK = jax.nn.one_hot(index_k, channels, dtype=dtype, axis=0)
+        pick_CxK = jax.nn.one_hot(index_k, map_BxHxWxC.shape[-1], dtype=map_BxHxWxC.dtype, axis=0)
         chosen_BxHxWxK = jnp.matmul(map_BxHxWxC, pick_CxK, precision=lax.Precision.HIGHEST)
-        rows_GxH = jnp.asarray(pooling_matrix(height, grid), dtype)
-        columns_GxW = jnp.asarray(pooling_matrix(width, grid), dtype)
-        pooled_BxKxGxG = jnp.einsum(
-            "gh,bhwk,fw->bkgf", rows_GxH, chosen_BxHxWxK, columns_GxW, precision=lax.Precision.HIGHEST
-        )
-        tokens.append(pooled_BxKxGxG.reshape(pooled_BxKxGxG.shape[0], len(index_k), grid * grid))
+        pooled_BxGxGxK = _pool(chosen_BxHxWxK, grid)
+        tokens.append(pooled_BxGxGxK.reshape(-1, grid * grid, len(index_k)).swapaxes(1, 2))
     return jnp.concatenate(tokens, axis=1)
+
+
+def _pool(x: Float[Array, "... H W C"], grid: int) -> Float[Array, "... grid grid C"]:
+    """Adaptive average pooling, first of rows and then of columns."""
+    *batch, height, width, channels = x.shape
+    rows = math.prod(batch)
+    if height != grid:
+        x = _pool_line(x.reshape(rows, height, width * channels), grid)
+    if width != grid:
+        x = _pool_line(x.reshape(rows * grid, width, channels), grid)
+    return x.reshape(*batch, grid, grid, channels)
+
+
+def _pool_line(x: Float[Array, "N L F"], grid: int) -> Float[Array, "N grid F"]:
+    # The matrix is repeated for every row of the batch: a batched product leaves x where it is, the plain one
+    # transposes it.
+    matrix = jnp.broadcast_to(jnp.asarray(pooling_matrix(x.shape[1], grid), x.dtype), (x.shape[0], grid, x.shape[1]))
+    return jnp.matmul(matrix, x, precision=lax.Precision.HIGHEST)
 
 
 class ChannelAttention(nn.Module):
     """Summary of the tokens: the CLS row of `x + attention(x)`; no LayerNorm, no feed-forward, one layer.
 
     CLS stands behind the tokens but reads position row 0; tokens read rows 1 to `tokens`. Only the CLS row is used
-    afterwards, so only its query is computed: the same numbers for 1/(tokens+1) of the attention.
+    afterwards, so only its query is computed, and keys and values never are (see the comment): the same numbers for a
+    thousandth of the products.
 
     Attributes:
       tokens: length that the token axis is zero-padded to.
@@ -128,28 +152,35 @@ class ChannelAttention(nn.Module):
         position_PxT = self.param("positions", nn.initializers.zeros, (self.tokens + 1, width))
         padded_BxNxT = jnp.pad(token_BxKxT, ((0, 0), (0, self.tokens - count), (0, 0)))
         x_BxNxT = (padded_BxNxT + position_PxT[1:]).astype(self.dtype)
-        cls_Bx1xT = jnp.broadcast_to((cls_T + position_PxT[0]).astype(self.dtype), (batch, 1, width))
-        x_BxPxT = jnp.concatenate([x_BxNxT, cls_Bx1xT], axis=1)
+        cls_T = (cls_T + position_PxT[0]).astype(self.dtype)
+        x_BxPxT = jnp.concatenate([x_BxNxT, jnp.broadcast_to(cls_T, (batch, 1, width))], axis=1)
 
-        head_shape = (self.heads, width // self.heads)
         # torch initialises the stacked 3T×T projection as one Xavier matrix and the output like any Linear.
+        heads, head_dim = self.heads, width // self.heads
         in_init = symmetric_uniform(math.sqrt(6.0 / (4 * width)))
-        dense = functools.partial(nn.DenseGeneral, head_shape, kernel_init=in_init, dtype=self.dtype)
-        query_Bx1xhxd = dense(name="query")(cls_Bx1xT)
-        key_BxPxhxd, value_BxPxhxd = dense(name="key")(x_BxPxT), dense(name="value")(x_BxPxT)
-        scores_Bxhx1xP = jnp.einsum("bqhd,bphd->bhqp", query_Bx1xhxd, key_BxPxhxd).astype(jnp.float32)
-        scores_Bxhx1xP = scores_Bxhx1xP / math.sqrt(head_shape[1])
+        query, key, value = (
+            HeadProjection(heads, head_dim, True, in_init, name=name)(width) for name in ("query", "key", "value")
+        )
+        (query_Txhxd, key_Txhxd, value_Txhxd), (query_hxd, key_hxd, value_hxd) = jax.tree.map(
+            lambda x: x.astype(self.dtype), tuple(zip(query, key, value, strict=True))
+        )
+        # All rows share one query, and scores and mixture are linear in x: project the query back to token width and
+        # the mixture once, instead of every token to keys and values.
+        query_hxd = (jnp.einsum("t,thd->hd", cls_T, query_Txhxd) + query_hxd) / math.sqrt(head_dim)
+        scores_BxhxP = jnp.einsum("bpt,th->bhp", x_BxPxT, jnp.einsum("hd,thd->th", query_hxd, key_Txhxd))
+        scores_BxhxP = scores_BxhxP.astype(jnp.float32) + jnp.sum(query_hxd * key_hxd, axis=-1)[:, None]
         if self.mask_padding:
             position_P = jnp.arange(self.tokens + 1)
             real_P = (position_P < count) | (position_P == self.tokens)
-            scores_Bxhx1xP = jnp.where(real_P, scores_Bxhx1xP, -1e9)
-        weight_Bxhx1xP = jax.nn.softmax(scores_Bxhx1xP, axis=-1).astype(self.dtype)
-        mixed_Bx1xhxd = jnp.einsum("bhqp,bphd->bqhd", weight_Bxhx1xP, value_BxPxhxd)
-        out_Bx1xT = nn.DenseGeneral(
+            scores_BxhxP = jnp.where(real_P, scores_BxhxP, -1e9)
+        weight_BxhxP = jax.nn.softmax(scores_BxhxP, axis=-1).astype(self.dtype)
+        mixed_BxhxT = jnp.einsum("bhp,bpt->bht", weight_BxhxP, x_BxPxT)
+        mixed_Bxhxd = jnp.einsum("bht,thd->bhd", mixed_BxhxT, value_Txhxd) + value_hxd  # weights sum to one
+        out_BxT = nn.DenseGeneral(
             width,
             axis=(-2, -1),
             kernel_init=symmetric_uniform(1.0 / math.sqrt(width)),
             dtype=self.dtype,
             name="out",
-        )(mixed_Bx1xhxd)
-        return (cls_Bx1xT + out_Bx1xT)[:, 0]
+        )(mixed_Bxhxd)
+        return cls_T + out_BxT

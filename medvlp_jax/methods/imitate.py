@@ -34,7 +34,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from medvlp_jax.encoders.resnet import ResNet
-from medvlp_jax.layers.channel_tokens import ChannelAttention, channel_tokens, sample_channels
+from medvlp_jax.layers.channel_tokens import ChannelAttention, channel_tokens, sample_channels, shrink_maps
 from medvlp_jax.layers.heads import ProjectionHead
 from medvlp_jax.losses.contrastive import contrastive, pair_mask, same_text
 from medvlp_jax.losses.targets import clinical_prior, prior_targets
@@ -146,7 +146,8 @@ class Imitate(nn.Module):
 
     def _read(self, levels: dict[str, Array], batch: int, views: int, train: bool) -> Float[Array, "B V P D"]:
         config = self.model.read
-        maps = [levels[stage].reshape(batch, views, *levels[stage].shape[1:]) for stage in STAGES]
+        maps = shrink_maps([levels[stage] for stage in STAGES], grid=config.grid)
+        maps = [stage_map.reshape(batch, views, *stage_map.shape[1:]) for stage_map in maps]
         # Without training the draw is fixed, so that an image has one embedding.
         key = self.make_rng("channels") if train else jax.random.key(config.eval_seed)
         draws = config.draws if train else config.eval_draws

@@ -50,6 +50,19 @@ def test_tokens_are_pooled_maps_of_the_chosen_channels():
     np.testing.assert_array_equal(tokens[:, 0], tokens[:, 2])  # drawn twice
 
 
+def test_maps_pooled_beforehand_give_the_same_tokens_and_gradients():
+    rng = np.random.default_rng(0)
+    stages = [rng.normal(size=(2, n, n, c)).astype(np.float32) for n, c in ((12, 5), (4, 6), (3, 7))]
+    indices = (jnp.array([4, 0, 4]), jnp.array([1]), jnp.array([6, 6]))
+    assert [s.shape[1] for s in ct.shrink_maps(stages, grid=4)] == [4, 4, 3]
+    cotangent = rng.normal(size=(2, 6, 16)).astype(np.float32)
+    plain, pull_plain = jax.vjp(lambda s: ct.channel_tokens(s, indices, grid=4), stages)
+    early, pull_early = jax.vjp(lambda s: ct.channel_tokens(ct.shrink_maps(s, grid=4), indices, grid=4), stages)
+    np.testing.assert_allclose(early, plain, atol=1e-6)
+    for a, b in zip(pull_early(cotangent)[0], pull_plain(cotangent)[0], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
 def full_attention(params, tokens, length, heads, mask_padding):
     """All rows of x + attention(x) in float64, of which the branch uses the last."""
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
