@@ -52,26 +52,31 @@ class TextTower(NamedTuple):
 
         Shapes are static and the length of a group is one number for all devices, so this runs under any sharding of
         the texts. Positions cut off are padding in the whole group; a text without any real token, whose vector means
-        nothing, may come out different. On a single CPU device the groups become smaller (`CPU_TEXTS`), so that the
-        activations of a layer stay in cache and fewer texts wait for the longest of their group.
+        nothing, may come out different. On a single CPU device the texts are sorted by length and the groups become
+        smaller (`CPU_TEXTS`): the activations of a layer stay in cache and few texts wait for longer ones.
         """
 
+        lengths = padded_lengths(ids_GxNxL.shape[2])
+
+        def real(mask):
+            return jnp.max(mask.astype(jnp.int32) * (1 + jnp.arange(lengths[-1])), axis=-1)
+
         def encode(ids_GxNxL, mask_GxNxL):
-            lengths = padded_lengths(ids_GxNxL.shape[2])
-            real_G = jnp.max(mask_GxNxL.astype(jnp.int32) * (1 + jnp.arange(lengths[-1])), axis=(1, 2))
-            branch_G = jnp.searchsorted(jnp.asarray(lengths), real_G)
+            branch_G = jnp.searchsorted(jnp.asarray(lengths), jnp.max(real(mask_GxNxL), axis=1))
             branches = [
                 lambda ids, mask, length=length: self.encode(variables, ids[:, :length], mask[:, :length])
                 for length in lengths
             ]
-            return jax.lax.map(
-                lambda group: jax.lax.switch(group[0], branches, *group[1:]), (branch_G, ids_GxNxL, mask_GxNxL)
-            )
+            groups = (branch_G, ids_GxNxL, mask_GxNxL)
+            return jax.lax.map(lambda group: jax.lax.switch(group[0], branches, *group[1:]), groups)
 
         def encode_on_cpu(ids_GxNxL, mask_GxNxL):
             groups, texts, length = ids_GxNxL.shape
-            small = (-1, math.gcd(texts, CPU_TEXTS), length)
-            return encode(ids_GxNxL.reshape(small), mask_GxNxL.reshape(small)).reshape(groups, texts, -1)
+            order = jnp.argsort(real(mask_GxNxL).reshape(-1))
+            small = (-1, math.gcd(groups * texts, CPU_TEXTS), length)
+            ids, mask = (x.reshape(-1, length)[order].reshape(small) for x in (ids_GxNxL, mask_GxNxL))
+            vectors = encode(ids, mask).reshape(groups * texts, -1)
+            return vectors[jnp.argsort(order)].reshape(groups, texts, -1)
 
         if jax.device_count() > 1:
             return encode(ids_GxNxL, mask_GxNxL)
