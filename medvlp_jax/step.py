@@ -59,12 +59,15 @@ def sharded_state(
 
 
 def with_text_vectors(batch: dict[str, Any], tower: TextTower | None, frozen: Any) -> dict[str, Any]:
-    """Adds `<section>_embedding` from token ids unless the batch carries cached vectors; one tower pass for both."""
+    """Adds `<section>_embedding` from token ids unless the batch carries cached vectors.
+
+    Each section is cut to the longest text that the global batch has of it (see `TextTower.encode_groups`).
+    """
     if tower is None or "findings_embedding" in batch:
         return batch
-    ids_2BxL = jnp.concatenate([batch[f"{section}_ids"] for section in SECTIONS])
-    mask_2BxL = jnp.concatenate([batch[f"{section}_mask"] for section in SECTIONS])
-    vectors = jnp.split(tower.encode(frozen, ids_2BxL, mask_2BxL), 2)
+    ids_2xBxL = jnp.stack([batch[f"{section}_ids"] for section in SECTIONS])
+    mask_2xBxL = jnp.stack([batch[f"{section}_mask"] for section in SECTIONS])
+    vectors = tower.encode_groups(frozen, ids_2xBxL, mask_2xBxL)
     added = {f"{section}_embedding": vector for section, vector in zip(SECTIONS, vectors, strict=True)}
     return {**{k: v for k, v in batch.items() if not k.endswith(("_ids", "findings_mask", "impression_mask"))}, **added}
 

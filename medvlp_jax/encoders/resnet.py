@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from medvlp_jax.encoders.convolution import conv2d, square_conv
 from medvlp_jax.layers.norm import BatchNorm, StatsScope
 
 # depth -> (block, blocks per stage)
@@ -189,13 +190,7 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", _kernel_init, shape, jnp.float32).astype(self.dtype)
-        x = x.astype(self.dtype)
-        if self.size == 1:
-            # One plain matrix product. On CPU its gradients are twice as fast as those of a convolution or of a dot
-            # with several row axes, which XLA transposes inside the preceding fusion.
-            x = x[:, :: self.stride, :: self.stride]
-            return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], self.features)
-        return conv2d(x, kernel, self.stride, (self.size - 1) // 2)
+        return square_conv(x.astype(self.dtype), kernel, self.stride)
 
 
 class Stem(nn.Module):
@@ -223,13 +218,6 @@ class Stem(nn.Module):
         if self.form == "imagenet":
             return conv2d(image, kernel, 2, 3)
         return space_to_depth_conv(image, kernel, 4 if self.form == "stride4" else 2)
-
-
-def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    """NHWC convolution with `padding` zeros on every side (`SAME` pads differently at stride 2)."""
-    return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
 
 
 def space_to_depth_conv(x: jax.Array, kernel: jax.Array, stride: int = 2) -> jax.Array:

@@ -1,0 +1,121 @@
+"""Convolutions, and the forms of their products that are fast on CPU.
+
+XLA's CPU convolutions run near the peak of its matrix products, so what is left to gain is the number of products:
+a 3x3 convolution of stride 1 is computed by Winograd's F(2x2, 3x3) (arXiv 1509.09308), 4 products per output where the
+definition has 9, forward and in both gradients. It is float32 arithmetic with another order of rounding; against
+float64 its error is about that of the plain form. Accelerators keep the plain convolution.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+# Below this many channels the transforms cost more than the products they spare.
+WINOGRAD_CHANNELS = 128
+
+Grid = list[list[jax.Array]]
+
+
+def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    """NHWC convolution with `padding` zeros on every side (`SAME` pads differently at stride 2)."""
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def square_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Convolution of x [N, H, W, I] with a kernel [s, s, I, O] of odd side s, padded by (s - 1) / 2."""
+    size = kernel.shape[0]
+    if size == 1:
+        # One plain matrix product. On CPU its gradients are twice as fast as those of a convolution or of a dot
+        # with several row axes, which XLA transposes inside the preceding fusion.
+        x = x[:, ::stride, ::stride]
+        return row_product(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
+    if size == 3 and stride == 1 and min(kernel.shape[2:]) >= WINOGRAD_CHANNELS and x.dtype == jnp.float32:
+        return conv3x3(x, kernel)
+    return conv2d(x, kernel, stride, (size - 1) // 2)
+
+
+@jax.custom_vjp
+def row_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`x @ kernel` for many rows x [M, I] and a small kernel [I, O], with a gradient of the kernel that is fast on CPU.
+
+    XLA's CPU product that contracts the M rows takes up to twice as long when its first operand is the wider one. There
+    the gradient is computed as its own transpose; other platforms choose layouts themselves.
+    """
+    return x @ kernel
+
+
+def _row_product_backward(saved, gradient):
+    x, kernel = saved
+    plain = functools.partial(jax.lax.dot_general, dimension_numbers=(((0,), (0,)), ((), ())))
+
+    def swapped(x, gradient):
+        # Without the barrier XLA folds the transpose back into the product.
+        return jax.lax.optimization_barrier(plain(gradient, x)).T
+
+    if kernel.shape[0] > kernel.shape[1]:
+        kernel_gradient = jax.lax.platform_dependent(x, gradient, cpu=swapped, default=plain)
+    else:
+        kernel_gradient = plain(x, gradient)
+    return gradient @ kernel.T, kernel_gradient
+
+
+row_product.defvjp(lambda x, kernel: (row_product(x, kernel), (x, kernel)), _row_product_backward)
+
+
+@jax.custom_vjp
+def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """3x3 convolution of stride 1 and padding 1, x [N, H, W, I], kernel [3, 3, I, O]; Winograd's on CPU."""
+    return jax.lax.platform_dependent(x, kernel, cpu=winograd, default=_plain_3x3)
+
+
+def _conv3x3_backward(saved, gradient):
+    def on_cpu(x, kernel, gradient):
+        # The gradient of x is the same convolution with the kernel turned round.
+        turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+        (kernel_gradient,) = jax.vjp(lambda kernel: winograd(x, kernel), kernel)[1](gradient)
+        return winograd(gradient, turned), kernel_gradient
+
+    def elsewhere(x, kernel, gradient):
+        return jax.vjp(_plain_3x3, x, kernel)[1](gradient)
+
+    return jax.lax.platform_dependent(*saved, gradient, cpu=on_cpu, default=elsewhere)
+
+
+conv3x3.defvjp(lambda x, kernel: (conv3x3(x, kernel), (x, kernel)), _conv3x3_backward)
+
+
+def winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`conv2d(x, kernel, 1, 1)` for 3x3 kernels by F(2x2, 3x3): tiles of 2x2 outputs from 4x4 inputs."""
+    n, h, w, channels = x.shape
+    rows, columns = (h + 1) // 2, (w + 1) // 2
+    x = jnp.pad(x, ((0, 0), (1, 1 + h % 2), (1, 1 + w % 2), (0, 0)))
+    tiles = [
+        [x[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2].reshape(-1, channels) for j in range(4)]
+        for i in range(4)
+    ]
+    tiles = _both_axes(lambda d: [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]], tiles)
+    taps = _both_axes(_transform_taps, [[kernel[i, j] for j in range(3)] for i in range(3)])
+    # Sixteen products and not one batched: every factor is made by one fusion and is still in cache when it is used.
+    products = [[tiles[i][j] @ taps[i][j] for j in range(4)] for i in range(4)]
+    outputs = _both_axes(lambda m: [m[0] + m[1] + m[2], m[1] - m[2] - m[3]], products)
+    y = jnp.stack([jnp.stack(row, axis=1) for row in outputs], axis=1).reshape(n, rows, columns, 2, 2, -1)
+    return y.transpose(0, 1, 3, 2, 4, 5).reshape(n, 2 * rows, 2 * columns, -1)[:, :h, :w]
+
+
+def _transform_taps(g: list[jax.Array]) -> list[jax.Array]:
+    outer = 0.5 * (g[0] + g[2])
+    return [g[0], outer + 0.5 * g[1], outer - 0.5 * g[1], g[2]]
+
+
+def _both_axes(transform: Callable[[list[jax.Array]], list[jax.Array]], grid: Grid) -> Grid:
+    """Applies a transform of lists to the columns of a grid and then to its rows."""
+    columns = [transform(list(column)) for column in zip(*grid, strict=True)]
+    return [transform(list(row)) for row in zip(*columns, strict=True)]
+
+
+def _plain_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return conv2d(x, kernel, 1, 1)
