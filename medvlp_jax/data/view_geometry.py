@@ -30,16 +30,18 @@ def view_to_image(ops: Sequence[preprocess.Op], grey_HxW: UInt8[np.ndarray, "H W
 
 
 def box_in_view(
-    box: Sequence[float], matrix: Matrix, image_shape: tuple[int, int], view_size: int
+    box: Sequence[float], matrix: Matrix, image_shape: tuple[int, int], view_size: int | tuple[int, int]
 ) -> tuple[float, float, float, float] | None:
     """A box of an image in the frame of its view, cut to it; None when it lies outside.
 
-    Args: box: [ymin, xmin, ymax, xmax] in 0..1, as the result. matrix: from `view_to_image`.
+    Args: box: [ymin, xmin, ymax, xmax] in 0..1, as the result. matrix: from `view_to_image`. view_size: side of the
+      view, or its (height, width).
     """
     height, width = image_shape
+    view_h, view_w = view_size if isinstance(view_size, tuple) else (view_size, view_size)
     top, left, bottom, right = np.asarray(box, np.float64) * (height, width, height, width) - 0.5  # to pixel centres
     corners_3x2 = np.linalg.inv(matrix) @ [[left, right], [top, bottom], [1.0, 1.0]]
-    (left, right), (top, bottom) = np.clip((corners_3x2[:2] + 0.5) / view_size, 0, 1)
+    (left, right), (top, bottom) = np.clip((corners_3x2[:2] + 0.5) / [[view_w], [view_h]], 0, 1)
     return None if top >= bottom or left >= right else (top, left, bottom, right)
 
 

@@ -68,3 +68,9 @@ def test_boxes_outside_of_the_view_are_none_and_others_are_cut():
     matrix = view_to_image(preprocess.parse("center(64, crop_from=128)"), np.ones((128, 128), np.uint8))
     assert box_in_view((0.0, 0.0, 0.2, 0.9), matrix, (128, 128), 64) is None
     assert box_in_view((0.0, 0.0, 0.5, 1.0), matrix, (128, 128), 64) == (0.0, 0.0, 0.5, 1.0)
+
+
+def test_boxes_in_views_that_are_not_square():
+    grey = np.ones((120, 80), np.uint8)
+    matrix = view_to_image(preprocess.parse("resize(40, fit='shorter')"), grey)
+    np.testing.assert_allclose(box_in_view((0.1, 0.2, 0.5, 0.9), matrix, grey.shape, (60, 40)), (0.1, 0.2, 0.5, 0.9))

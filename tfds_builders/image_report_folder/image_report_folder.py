@@ -16,10 +16,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 
-from medvlp_jax.data import images, records, sections, sentences, staging
+from medvlp_jax.data import images, preprocess, records, sections, sentences, staging
 from medvlp_jax.data.staging import Plan, Rejection
+from medvlp_jax.data.view_geometry import box_in_view, view_to_image
 from tfds_builders.image_report_folder import manifest as manifests
 
 
@@ -157,7 +159,7 @@ def _item(
 ) -> dict[str, Any]:
     """One work item. Raises: Rejection."""
     try:
-        cells = {field: manifests.cell(row, mapping.get(field)) for field in manifests.FIELDS}
+        cells = {field: manifests.cell(row, mapping.get(field)) for field in manifests.FIELDS if field != "boxes"}
     except ValueError as error:
         raise Rejection("bad_value", row=number, detail=str(error)) from None
     image = cells["image"].strip()
@@ -171,6 +173,10 @@ def _item(
         labels = manifests.row_labels(row, mapping)
     except ValueError as error:
         raise Rejection("bad_label", row=number, item=image, detail=str(error)) from None
+    try:
+        boxes = manifests.row_boxes(row, mapping.get("boxes"))
+    except ValueError as error:
+        raise Rejection("bad_box", row=number, item=image, detail=str(error)) from None
     split = manifests.SPLIT_NAMES.get(cells["split"].strip().lower(), "")
     if "split" in mapping and not split:
         raise Rejection("bad_split", row=number, item=image)
@@ -193,6 +199,7 @@ def _item(
         "split": split,
         "view": view,
         "labels": labels,
+        "boxes": boxes,
         **text,
     }
 
@@ -271,10 +278,15 @@ def make_examples(item: dict[str, Any], config: FolderConfig) -> list[staging.Ex
         image = images.read_image(data, frame=None if config.frame < 0 else config.frame)
     except images.ImageError as error:
         raise Rejection(error.reason, row=item["row"], item=item["image"], detail=error.detail) from None
+    boxes = item["boxes"]
     if config.crop_border:
-        image = images.crop_border(image)
+        cropped = images.crop_border(image)
+        boxes = _moved(boxes, preprocess.Op("crop_border"), image, cropped.shape)
+        image = cropped
     if config.size:
-        image = images.resize_keep_aspect(image, config.size, config.fit)
+        resized = images.resize_keep_aspect(image, config.size, config.fit)
+        boxes = _moved(boxes, preprocess.Op("resize", (config.size, config.fit)), image, resized.shape)
+        image = resized
     if config.depth == 8:
         image = images.to_uint8(image)
     jpeg = config.encoding == "jpeg" or (
@@ -287,6 +299,7 @@ def make_examples(item: dict[str, Any], config: FolderConfig) -> list[staging.Ex
         report=item["report"],
         sentences=sentences.split_sentences(item["findings"], config.sentences),
         labels=item["labels"],
+        boxes=[{**box, "sentence": -1} for box in boxes],
         view=item["view"],
         patient_id=item["patient_id"],
         study_id=item["study_id"],
@@ -295,6 +308,20 @@ def make_examples(item: dict[str, Any], config: FolderConfig) -> list[staging.Ex
         source={"file": item["image"], "sha256": hashlib.sha256(data).hexdigest()},
     )
     return [(item["image_id"], example)]
+
+
+def _moved(
+    boxes: list[dict[str, Any]], op: preprocess.Op, before: np.ndarray, shape: tuple[int, int]
+) -> list[dict[str, Any]]:
+    """Boxes of the image `before` in the frame of the image that `op` makes of it, cut to it; those outside dropped.
+
+    One operation at a time: what a crop cuts off must not come back in the bars that padding adds.
+    """
+    if not boxes:
+        return []
+    matrix = view_to_image([op], before)
+    placed = [(box, box_in_view(box["box"], matrix, before.shape, shape)) for box in boxes]
+    return [{**box, "box": place} for box, place in placed if place is not None]
 
 
 def describe(sources: Mapping[str, records.RecordSource]) -> list[str]:

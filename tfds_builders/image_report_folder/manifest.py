@@ -18,7 +18,7 @@ from medvlp_jax.data.staging import Rejection
 
 FIELDS: tuple[str, ...] = (
     *("image", "findings", "impression", "report", "report_file"),
-    *("patient_id", "study_id", "image_id", "split", "view"),
+    *("patient_id", "study_id", "image_id", "split", "view", "boxes"),
 )
 """Fields a column can be mapped to, besides `labels.<name>` for the fourteen CheXpert names."""
 
@@ -177,3 +177,30 @@ def row_labels(row: dict[str, Any], mapping: dict[str, str]) -> list[int]:
             except ValueError:
                 raise ValueError(f"column {column!r}") from None
     return label_vector(states).tolist()
+
+
+def row_boxes(row: dict[str, Any], column: str | None) -> list[dict[str, Any]]:
+    """The boxes of a row, [{"box", "finding"}], with CheXpert names: a list, or one as JSON text.
+
+    Raises: ValueError saying what is wrong with the first bad one.
+    """
+    value = row.get(column) if column else None
+    if value is None or is_nan(row, column) or (isinstance(value, str) and not value.strip()):
+        return []
+    if isinstance(value, str):
+        value = json.loads(value)  # its error is a ValueError
+    if not isinstance(value, list):
+        raise ValueError(f"column {column!r} holds a {type(value).__name__}, not a list of boxes")
+    return [_box(entry) for entry in value]
+
+
+def _box(entry: Any) -> dict[str, Any]:
+    if not isinstance(entry, dict) or not {"box", "finding"} <= entry.keys():
+        raise ValueError('a box is not {"box": [ymin, xmin, ymax, xmax], "finding": name}')
+    try:
+        ymin, xmin, ymax, xmax = box = [float(edge) for edge in entry["box"]]
+    except (TypeError, ValueError):
+        raise ValueError("a box has no four numbers") from None
+    if not (0 <= ymin < ymax <= 1 and 0 <= xmin < xmax <= 1):
+        raise ValueError("a box is not ymin < ymax, xmin < xmax in 0..1 of the image")
+    return {"box": box, "finding": CHEXPERT_LABELS[position(str(entry["finding"]))]}
