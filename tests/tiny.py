@@ -55,6 +55,9 @@ def chest(height: int = 200, width: int = 180) -> np.ndarray:
     return np.clip(grey + rng.normal(0, 4, grey.shape), 5, 250).astype(np.uint8)
 
 
+ALL_EVALUATORS = "('validation_loss', 'retrieval', 'zero_shot', 'linear_probe', 'knn', 'grounding')"
+
+
 def overrides(data: Path, **more: object) -> dict[str, object]:
     """Config fields of a tiny run."""
     return {
@@ -90,8 +93,9 @@ def make_run(data: Path, workdir: Path, step: int = 4) -> Path:
 
     config = imitate.get_config("demo")
     with config.unlocked():
-        fields = overrides(data)
-        fields["model.trunk.widths"] = ast.literal_eval(str(fields["model.trunk.widths"]))
+        # Tuples are written as the command line takes them.
+        written = overrides(data).items()
+        fields = {n: ast.literal_eval(v) if isinstance(v, str) and v.startswith("(") else v for n, v in written}
         config.update_from_flattened_dict(fields)
     workdir.mkdir(parents=True, exist_ok=True)
     configs.claim_workdir(config, workdir)
@@ -105,9 +109,6 @@ def make_run(data: Path, workdir: Path, step: int = 4) -> Path:
         checkpoints.save(step, state, {})
         checkpoints.wait()
     return workdir
-
-
-ALL_EVALUATORS = "('validation_loss', 'retrieval', 'zero_shot', 'linear_probe', 'knn', 'grounding')"
 
 
 def command(data: Path, workdir: Path, *flags: str, arg: str = "demo", **more: object) -> list[str]:
