@@ -121,11 +121,11 @@ def released(config):
 
 def small(config):
     """A trunk that two CPU cores train in minutes: one ResNet-18 block per stage, width 16, last map 6x6."""
-    config.total_steps = 1700
+    config.total_steps = 2600
     config.batch_size = 32
     config.log_every_steps = 100
-    config.checkpoint_every_steps = 425
-    config.eval_every_steps = 425
+    config.checkpoint_every_steps = 650
+    config.eval_every_steps = 650
     config.eval_batch_size = 64
     config.data.threads = 2
     config.image.size = 96
@@ -136,7 +136,6 @@ def small(config):
     config.text.weights = "auto"
     config.text.pooling = "mean"
     config.text.max_length = 128
-    config.text.layers = 3
     config.model.dtype = "float32"
     config.model.trunk.update(
         dict(

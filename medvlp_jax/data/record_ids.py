@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,10 @@ def record_ids(source: RecordSource) -> dict[str, NDArray[np.int64]]:
     """Hashed `patient_id`, `study_id`, `image_id` in record order; kept beside the records where possible."""
     kept = Path(source.folder) / "record_ids" / f"{hashlib.blake2b(source.split.encode()).hexdigest()[:12]}.npz"
     if kept.exists():
-        with contextlib.suppress(OSError, ValueError, KeyError), np.load(kept, allow_pickle=False) as stored:
+        with (
+            contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile),
+            np.load(kept, allow_pickle=False) as stored,
+        ):
             ids = {name: stored[name] for name in FIELDS}
             if len(ids["image_id"]) == len(source):
                 return ids

@@ -57,6 +57,9 @@ _NORMAL = (
     "The heart size is normal. The lungs are clear.",
     "No pleural effusion or pneumothorax.",
     "No focal consolidation, pleural effusion or pneumothorax.",
+    "No acute cardiopulmonary process.",
+    "No edema or pleural effusion.",
+    "There is no focal consolidation or pneumothorax.",
 )
 _ABNORMAL = ("Abnormal chest radiograph.", "There is an acute cardiopulmonary abnormality.")
 
@@ -68,8 +71,7 @@ def builtin(kind: str = ENSEMBLE) -> dict[str, Pair]:
     Raises: ValueError for another kind.
     """
     if kind == PLAIN:
-        words = {name: "support device" if name == "Support Devices" else terms[0] for name, terms in _TERMS.items()}
-        return {name: Pair((word,), (f"no {word}",)) for name, word in words.items()} | {
+        return {name: Pair((_plain(name),), (f"no {_plain(name)}",)) for name in _TERMS} | {
             "No Finding": Pair(("no abnormality",), ("abnormality",))
         }
     if kind != ENSEMBLE:
@@ -84,7 +86,7 @@ def builtin(kind: str = ENSEMBLE) -> dict[str, Pair]:
         ]
         pairs[name] = Pair(
             tuple(_sentence(template, phrase) for phrase in phrases for template in _POSITIVE),
-            tuple(_sentence(template, term) for term in terms for template in _NEGATIVE) + _NORMAL,
+            tuple(_sentence(template, _plain(name)) for template in _NEGATIVE) + _NORMAL,
         )
     return pairs | {"No Finding": Pair(_NORMAL, _ABNORMAL)}
 
@@ -119,6 +121,10 @@ def load(prompts: str | Path) -> dict[str, Pair]:
             texts[side] = tuple(given)
         pairs[label] = Pair(**texts)
     return pairs
+
+
+def _plain(name: str) -> str:
+    return "support device" if name == "Support Devices" else _TERMS[name][0]
 
 
 def _sentence(template: str, word: str) -> str:

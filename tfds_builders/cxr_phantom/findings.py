@@ -47,9 +47,9 @@ def anatomy_of(body: Body, pose: Pose, findings: tuple[Finding, ...]) -> Anatomy
     breaks = []
     for f in findings:
         if f.kind == "cardiomegaly":
-            heart = 1.11 + 0.27 * f.severity
+            heart = 1.14 + 0.26 * f.severity
         elif f.kind == "mediastinum":
-            mediastinum = 1.32 + 0.65 * f.severity
+            mediastinum = 1.50 + 0.60 * f.severity
         elif f.kind == "atelectasis":
             lift[f.side] = 0.02 + 0.05 * f.severity * f.traits[4]
         elif f.kind == "fracture":
@@ -130,7 +130,7 @@ def consolidation(chest: Chest, f: Finding) -> np.ndarray:
         end = center + rng.normal(0, radius, 2)
         c.line(airways, np.stack([center + rng.normal(0, 0.3 * radius, 2), (center + end) / 2, end]), 0.006)
     patches -= soften(airways, 0.002 * c.size).astype(np.float32) * (0.35 / 255)
-    amount = 0.42 + 0.22 * s + 0.06 * f.traits[10]
+    amount = 0.48 + 0.22 * s + 0.06 * f.traits[10]
     chest.absorption += amount * cloud * patches * (lung.astype(np.float32) * (1 / 255))
     return cv2.bitwise_and(c.mask(outline), lung)
 
@@ -189,13 +189,13 @@ def nodule(chest: Chest, f: Finding) -> np.ndarray:
     """A round opacity below 30 mm."""
     radius = nodule_radius(f)
     outline = ellipse(_place(chest, f), (radius, radius * f.trait(3, 0.88, 1.1)), wobble=[(0.05, f.traits[4])])
-    chest.absorption += (0.70 + 0.16 * f.traits[5]) * chest.canvas.soft(outline, blur=0.0045)
+    chest.absorption += (0.85 + 0.16 * f.traits[5]) * chest.canvas.soft(outline, blur=0.0045)
     return chest.canvas.mask(outline)
 
 
 def nodule_radius(f: Finding) -> float:
-    """Radius of a nodule (11 to 15 mm) or a mass (20 to 34 mm) in patient-frame units."""
-    return 0.029 + 0.008 * f.severity if f.kind == "nodule" else 0.050 + 0.034 * f.severity
+    """Radius of a nodule (12 to 15 mm) or a mass (21 to 34 mm) in patient-frame units."""
+    return 0.031 + 0.006 * f.severity if f.kind == "nodule" else 0.052 + 0.034 * f.severity
 
 
 def mass(chest: Chest, f: Finding) -> np.ndarray:
@@ -204,7 +204,7 @@ def mass(chest: Chest, f: Finding) -> np.ndarray:
     center = _place(chest, f, 0.25, 0.78)
     wobble = [(0.10, f.traits[3]), (0.08, f.traits[4]), (0.05, f.traits[5]), (0.05, f.traits[6])]
     outline = ellipse(center, (radius * f.trait(7, 0.85, 1.1), radius), wobble=wobble)
-    chest.absorption += (0.58 + 0.14 * f.traits[8]) * c.soft(outline, blur=0.007)
+    chest.absorption += (0.70 + 0.14 * f.traits[8]) * c.soft(outline, blur=0.007)
     if f.traits[9] < 0.5:
         spikes = c.plane()
         for angle in np.linspace(0, 2 * np.pi, 13)[:-1] + f.traits[10]:
@@ -233,14 +233,14 @@ def thickening(chest: Chest, f: Finding) -> np.ndarray:
     t = np.linspace(0, 1, 20)
     profile = np.sin(np.pi * t) ** 0.6 * (1 + 0.3 * np.sin(2 * np.pi * (2.5 * t + f.traits[2])))
     if f.variant == "apical":
-        u, depth = 1.0 - t, (0.15 + 0.08 * s) * profile
+        u, depth = 1.0 - t, (0.19 + 0.08 * s) * profile
         outline = np.concatenate([a.lung_point(f.side, u, depth), a.lung_point(f.side, u[::-1], -0.01)])
     else:
         start = {"upper": 0.15, "mid": 0.35, "lower": 0.58}[f.zone]
         v = start + f.trait(0, 0.32, 0.44) * t
-        depth = (0.20 + 0.12 * s) * profile
+        depth = (0.25 + 0.12 * s) * profile
         outline = np.concatenate([a.lung_point(f.side, 1 - depth, v), a.lung_point(f.side, 1.01, v[::-1])])
-    chest.absorption += (0.75 + 0.16 * s) * c.soft(outline, blur=0.005)
+    chest.absorption += (0.95 + 0.16 * s) * c.soft(outline, blur=0.005)
     return cv2.bitwise_and(c.mask(outline), chest.torso_mask)
 
 
@@ -254,10 +254,10 @@ def device(chest: Chest, f: Finding) -> np.ndarray:
     if f.variant == "pacemaker":
         s = SIDES[f.side]
         x, y = s * f.trait(0, 0.25, 0.30), f.trait(1, 0.20, 0.25)
-        case = ellipse((x, y), (0.036, 0.031), s * 0.3, wobble=[(0.0, 0.0), (0.0, 0.0), (0.06, 0.5)])
+        case = ellipse((x, y), (0.042, 0.036), s * 0.3, wobble=[(0.0, 0.0), (0.0, 0.0), (0.06, 0.5)])
         c.fill(metal, case, 235)
         c.fill(mask, case)
-    chest.absorption += soften(metal, 0.0012 * c.size).astype(np.float32) * (1.15 / 255)
+    chest.absorption += soften(metal, 0.0012 * c.size).astype(np.float32) * (1.6 / 255)
     return cv2.bitwise_and(mask, chest.torso_mask)
 
 
@@ -272,18 +272,18 @@ def _device_paths(a: Anatomy, f: Finding) -> list[tuple[np.ndarray, float, int]]
         leads = [spline([*route, (-0.03, floor - 0.06), (0.06, floor + 0.01), (0.15, floor - 0.01)], 6, closed=False)]
         if f.traits[5] < 0.6:
             leads.append(spline([*route, (-0.05, floor - 0.10), (-0.075, floor - 0.13)], 6, closed=False))
-        return [(lead, 0.017, 240) for lead in leads]
+        return [(lead, 0.021, 250) for lead in leads]
     if f.variant == "central line":
         if f.traits[6] < 0.5:  # jugular
             points = [(s * 0.075, -0.05), (s * 0.06, 0.10), (s * 0.045, 0.20), (-0.035, 0.28), vena_cava]
         else:  # peripherally inserted, along the axillary vein
             points = [(s * 0.50, 0.30), (s * 0.42, 0.22), (s * 0.28, 0.165), (s * 0.10, 0.20), (-0.03, 0.27), vena_cava]
-        return [(spline(points, 6, closed=False), 0.018, 240)]
+        return [(spline(points, 6, closed=False), 0.022, 250)]
     if f.variant == "endotracheal tube":
         (trachea, _), *_ = a.airway()
         tip = f.trait(1, 0.19, 0.28)
         path = trachea[trachea[:, 1] <= tip]
-        return [(path + np.array([dx, 0]), 0.009, 230) for dx in (-0.013, 0.013)] + [(path, 0.024, 130)]
+        return [(path + np.array([dx, 0]), 0.011, 245) for dx in (-0.015, 0.015)] + [(path, 0.030, 150)]
     if f.variant == "enteric tube":
         floor = float(a.dome("left", 0.3))
         points = [
@@ -294,17 +294,17 @@ def _device_paths(a: Anatomy, f: Finding) -> list[tuple[np.ndarray, float, int]]
             (0.07, floor + 0.06),
             (0.13, floor + 0.09),
         ]
-        return [(spline(points, 6, closed=False), 0.021, 240)]
+        return [(spline(points, 6, closed=False), 0.025, 250)]
     if f.variant == "sternotomy wires":
         x = 0.02 * a.pose.yaw
         loops = [
             ellipse((x, y), (0.017, 0.009), f.trait(2, -0.3, 0.3), samples=14) for y in np.arange(0.27, 0.62, 0.065)
         ]
-        return [(np.concatenate([loop, loop[:1]]), 0.010, 240) for loop in loops]
+        return [(np.concatenate([loop, loop[:1]]), 0.013, 250) for loop in loops]
     bottom, top = a.lung_point(f.side, 1.03, f.trait(0, 0.62, 0.8)), a.lung_point(f.side, f.trait(1, 0.4, 0.65), 0.16)
     outside = bottom + np.array([s * 0.035, 0.03])
     middle = a.lung_point(f.side, f.trait(2, 0.75, 0.92), 0.45)
-    return [(spline([outside, bottom, middle, top], 6, closed=False), 0.023, 240)]
+    return [(spline([outside, bottom, middle, top], 6, closed=False), 0.027, 250)]
 
 
 @dataclasses.dataclass(frozen=True)
