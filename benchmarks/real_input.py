@@ -6,7 +6,7 @@ reads two small public collections that the project does not contain: radiograph
 Collection with a sentence each (DIR/manifest.jsonl: image, imaging_text, patient_id, view, split) and the Shenzhen
 tuberculosis set with a short reading each (image, reading, image_id, split). A sentence describes what is seen, so it
 becomes FINDINGS; a reading concludes, so it becomes IMPRESSION; the other section is absent and masked. Training is
-stopped with SIGKILL after its first checkpoint and started again with the same command. Four minutes.
+stopped with SIGKILL after its first checkpoint and started again with the same command. Four to eight minutes.
 
 With --nih the run is then scored on a third collection without texts, NIH ChestX-ray14 images with RSNA boxes
 (DIR/manifest.jsonl: image, patient_id, view, labels, rsna, width, height, split): zero-shot, probes, neighbours and

@@ -81,10 +81,21 @@ def format_scores(scores: dict[str, Any]) -> list[str]:
         for finding in findings:
             values = [by_name.get(prefix + finding, {}).get("value") for prefix in FINDING_COLUMNS]
             lines.append(f"{finding:36s}" + "".join(f"{number(value):>15s}" for value in values))
-    for protocol, reasons in scores["skipped"].items():
-        lines.append(f"{protocol} left out: " + "; ".join(f"{name} ({why})" for name, why in reasons.items()))
+    lines += _left_out(scores["skipped"])
     lines.append("(random init: the same model before training; what each score means and all others: scores.json)")
     return lines
+
+
+def _left_out(skipped: dict[str, dict[str, str]]) -> list[str]:
+    """One line for the evaluators that leave out the same names for the same reasons."""
+    evaluators: dict[str, list[str]] = {}
+    for evaluator, reasons in skipped.items():
+        names: dict[str, list[str]] = {}
+        for name, why in reasons.items():
+            names.setdefault(why, []).append(name)
+        text = "; ".join(f"{', '.join(some)} ({why})" for why, some in names.items())
+        evaluators.setdefault(text, []).append(evaluator)
+    return [f"{', '.join(some)} left out: {text}" for text, some in evaluators.items()]
 
 
 def number(value: float | None) -> str:

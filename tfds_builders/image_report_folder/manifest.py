@@ -203,4 +203,7 @@ def _box(entry: Any) -> dict[str, Any]:
         raise ValueError("a box has no four numbers") from None
     if not (0 <= ymin < ymax <= 1 and 0 <= xmin < xmax <= 1):
         raise ValueError("a box is not ymin < ymax, xmin < xmax in 0..1 of the image")
-    return {"box": box, "finding": CHEXPERT_LABELS[position(str(entry["finding"]))]}
+    try:
+        return {"box": box, "finding": CHEXPERT_LABELS[position(str(entry["finding"]))]}
+    except ValueError:  # which would repeat the cell, and that may be text
+        raise ValueError("the finding of a box is no CheXpert name") from None
