@@ -1,6 +1,7 @@
 """Training steps per second: this project's IMITATE beside PyTorch with the structure of the released one.
 
-    python benchmarks/step_speed.py                 # about 6 minutes on two cores; needs PyTorch
+    python benchmarks/step_speed.py                        # about 8 minutes on two cores; needs PyTorch
+    python benchmarks/step_speed.py --sides torch,cached   # the four sides together hold up to 30 GB
 
 Both train ResNet-50 at 224 px, batch 16, two views, float32, AdamW, random data and weights, with a frozen 12-layer
 BERT of 256 tokens for each of two report sections. PyTorch runs the trunk four times per step and BERT in the loop, as
