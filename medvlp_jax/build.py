@@ -1,5 +1,6 @@
 """From a config to the parts of a run: records, text vectors, preprocessing, model, optimizer."""
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ class Parts(NamedTuple):
 
     tower: the frozen text tower. frozen: its variables on the devices, when it runs inside the step.
     augment, evaluate: `(record, rng) -> example` for training and for evaluation views.
+    source(split): the records of a split of the run's data set, opened once.
     """
 
     config: Any
@@ -37,15 +39,12 @@ class Parts(NamedTuple):
     frozen: Any
     augment: preprocess.Preprocess
     evaluate: preprocess.Preprocess
+    source: Callable[[str], RecordSource]
 
     @property
     def step_tower(self) -> text_tower.TextTower | None:
         """The text tower when it runs inside the step; None when batches carry cached vectors."""
         return None if self.config.text.cache else self.tower
-
-    def source(self, split: str) -> RecordSource:
-        """The records of a split of the run's data set."""
-        return self.train if split == self.train.split else open_source(self.config, split)
 
 
 def assemble(config: Any, mesh: Mesh, say=print) -> Parts:
@@ -76,6 +75,7 @@ def assemble(config: Any, mesh: Mesh, say=print) -> Parts:
         frozen={} if config.text.cache else jax.device_put(tower.variables, sharding.replicated(mesh)),
         augment=_preprocess(config, config.image.augment, tower, cache),
         evaluate=_preprocess(config, config.image.evaluate, tower, cache),
+        source=functools.cache(lambda split: train if split == train.split else open_source(config, split)),
     )
 
 

@@ -1,6 +1,5 @@
 """Scores of a run: the configured evaluators over a split, for the trained model and for its untrained twin."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from medvlp_jax import config as configs
 from medvlp_jax import step as steps
 from medvlp_jax.checkpoint import Checkpoints
 from medvlp_jax.data.record_ids import record_ids, split_hash
+from medvlp_jax.data.side_tables import write_json
 from medvlp_jax.evaluators import Result
 from medvlp_jax.evaluators.scores import as_json
 from medvlp_jax.metrics import Console
@@ -53,12 +53,11 @@ def score_run(
         "skipped": {name: dict(result.skipped) for name, result in trained.items() if result.skipped},
     }
     if jax.process_index() == 0:
-        _write(workdir, f"scores/{step}{_suffix(scorer)}.json", scores)
-        _write(workdir, f"scores{_suffix(scorer)}.json", scores)
-        for result in trained.values():
-            for name, content in result.files.items():
-                stem, _, ending = name.rpartition(".")
-                _write(workdir, f"{stem}{_suffix(scorer)}.{ending}", content)
+        (Path(workdir) / "scores").mkdir(exist_ok=True)
+        files = {f"scores/{step}": scores, "scores": scores}
+        files |= {name.removesuffix(".json"): x for result in trained.values() for name, x in result.files.items()}
+        for name, content in files.items():
+            write_json(Path(workdir) / f"{name}{_suffix(scorer)}.json", content)
     return scores
 
 
@@ -66,13 +65,6 @@ def _suffix(scorer: Scorer) -> str:
     """Tells files about another data set than that of the run from the run's own."""
     config = scorer.parts.config
     return f"-{config.data.name.replace('/', '-')}" if config.evaluation.data else ""
-
-
-def _write(workdir: Path, name: str, content: Any) -> None:
-    path = Path(workdir) / name
-    path.parent.mkdir(exist_ok=True)
-    path.with_suffix(".tmp").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    path.with_suffix(".tmp").replace(path)
 
 
 def _merged(trained: dict[str, Result], random_init: dict[str, Result]) -> list[dict[str, Any]]:

@@ -9,10 +9,11 @@ from jaxtyping import Float, UInt8
 BLUR_SIGMA = 1.5  # of BioViL's maps, in regions (microsoft/hi-ml, health_multimodal)
 
 
-def unit(x: Float[np.ndarray, "*n D"]) -> Float[np.ndarray, "*n D"]:
-    """Rows of length one, float32; zero rows stay zero."""
-    x = np.asarray(x, np.float32)
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+def unit(x: Float[np.ndarray, "*n D"], dtype: type = np.float32) -> Float[np.ndarray, "*n D"]:
+    """Rows of length one; zero rows stay zero (a cosine with them is 0), rows that are not finite stay so."""
+    x = np.asarray(x, dtype)
+    with np.errstate(invalid="ignore"):
+        return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 def similarity_map(

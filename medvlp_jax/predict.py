@@ -29,6 +29,7 @@ from medvlp_jax.data import film_check, images
 from medvlp_jax.data.labels import CHEXPERT_LABELS, position
 from medvlp_jax.data.view_geometry import view_to_image
 from medvlp_jax.evaluators import prompts as prompt_pairs
+from medvlp_jax.evaluators.context import default_section
 from medvlp_jax.evaluators.pair_scores import pair_scores
 from medvlp_jax.heatmap import similarity_map, unit
 from medvlp_jax.prediction import FindingScore, Prediction, TextScore
@@ -74,14 +75,9 @@ class Predictor:
         self.run = trained.open_run(run, step=step, data_dir=data_dir)
         named = [(f"a prompt of {finding}", text) for finding, pair in pairs.items() for side in pair for text in side]
         self._refuse_long([*named, *(("the text", text) for text in self.texts)])
-        vectors = self.run.embed_texts([text for _, text in named] + self.texts).aligned
+        vectors = self.run.embed_texts(prompt_pairs.texts(pairs) + self.texts).aligned
         self._vectors = {section: np.asarray(vector_TxD) for section, vector_TxD in vectors.items()}
-        self._sides: dict[str, tuple[slice, slice]] = {}  # rows of a finding's affirming and denying texts
-        start = 0
-        for finding, pair in pairs.items():
-            middle, end = start + len(pair.positive), start + len(pair.positive) + len(pair.negative)
-            self._sides[finding] = slice(start, middle), slice(middle, end)
-            start = end
+        self._pairs = pairs
 
     def __call__(self, image: str | os.PathLike[str]) -> Prediction:
         """Raises: images.ImageError for a file that is not a readable image."""
@@ -90,13 +86,12 @@ class Predictor:
         doubts = film_check.check_file(data, grey_HxW)
         view_SxSx1 = self.run.view(grey_HxW)
         embedding = self.run.embed_images(view_SxSx1[None])
-        section = next(iter(embedding.regions), "") or list(embedding.aligned)[-1]
+        section = default_section(embedding.regions, embedding.aligned)
         vector_1xD = np.asarray(embedding.aligned[section])[:, 0]
         region_hxwxD = np.asarray(embedding.regions[section])[0, 0] if embedding.regions else None
         vector_TxD = self._vectors[section]
         findings, texts, finding_maps, text_maps = [], [], {}, {}
-        for finding, sides in self._sides.items():
-            positive_PxD, negative_QxD = (vector_TxD[rows] for rows in sides)
+        for finding, (positive_PxD, negative_QxD) in prompt_pairs.split(self._pairs, vector_TxD).items():
             result = pair_scores(vector_1xD, positive_PxD, negative_QxD)
             findings.append(FindingScore(finding, *(float(value_N[0]) for value_N in result)))
             if region_hxwxD is not None:

@@ -18,7 +18,6 @@ from medvlp_jax.evaluators import Context, Features, Result, Settings
 
 NOT_FIELDS = ("image", "_mask", "findings_ids", "findings_mask", "impression_ids", "impression_mask")
 PIXEL_SIDE = 48  # of the views that stand for raw pixels
-TEXTS_AT_A_TIME = 64
 
 
 class Scorer:
@@ -145,10 +144,8 @@ class Scorer:
     def _embed_texts(self, variables: Any, texts: Sequence[str]) -> dict[str, NDArray]:
         # The frozen tower gives every text one vector, whatever the state: each text is encoded once per run.
         new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
-        for start in range(0, len(new), TEXTS_AT_A_TIME):
-            some = new[start : start + TEXTS_AT_A_TIME]
-            filled = some + [""] * (TEXTS_AT_A_TIME - len(some))  # one compiled shape per length
-            self._vectors |= dict(zip(some, self._encode(filled), strict=False))
+        if new:
+            self._vectors |= dict(zip(new, text_tower.encode_all(self._encode, new), strict=True))
         vector_NxE = np.stack([self._vectors[text] for text in texts])
         return jax.device_get(self._text_head(variables, vector_NxE))
 

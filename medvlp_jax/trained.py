@@ -1,5 +1,6 @@
 """A trained run, opened without its data set: model, weights, text tower. What prediction and export start from."""
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,8 @@ class Trained(NamedTuple):
     """One checkpoint of a run. `variables`: `params` and `batch_stats` of the model, on the first device.
 
     image_tower(variables, uint8 B×V×S×S×1), text_head(variables, frozen vectors N×E), encode(texts): jitted parts of
-    the two towers; `embed_images` and `embed_texts` put them together.
+    the two towers; `embed_images` and `embed_texts` put them together. view(grey uint8 H×W): the evaluation view of an
+    upright image, 0 black: what the model was evaluated on.
     """
 
     workdir: Path
@@ -33,10 +35,7 @@ class Trained(NamedTuple):
     image_tower: Callable[[Any, Array], ImageEmbedding]
     text_head: Callable[[Any, Array], TextEmbedding]
     encode: Callable[[Sequence[str]], np.ndarray]
-
-    def view(self, grey_HxW: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "S S 1"]:
-        """The evaluation view of an upright grey image, 0 black: what the model was evaluated on."""
-        return evaluation_view(self.config)(grey_HxW)
+    view: Callable[[UInt8[np.ndarray, "H W"]], UInt8[np.ndarray, "S S 1"]]
 
     def embed_images(self, view_NxSxSx1: UInt8[np.ndarray, "N S S 1"]) -> ImageEmbedding:
         """Image tower on evaluation views; one view per image, so V is 1."""
@@ -44,7 +43,7 @@ class Trained(NamedTuple):
 
     def embed_texts(self, texts: Sequence[str]) -> TextEmbedding:
         """Text tower on texts, each read as every section that the method knows."""
-        return self.text_head(self.variables, jnp.asarray(self.encode(list(texts))))
+        return self.text_head(self.variables, jnp.asarray(self.encode(texts)))
 
 
 def open_run(workdir: str | Path, *, step: int | None = None, data_dir: str | Path | None = None) -> Trained:
@@ -73,7 +72,8 @@ def open_run(workdir: str | Path, *, step: int | None = None, data_dir: str | Pa
         tower,
         image_tower=jax.jit(lambda variables, image: model.apply(variables, image, method="embed_image")),
         text_head=jax.jit(lambda variables, vector_NxE: embed_text_vectors(model, variables, vector_NxE)),
-        encode=text_tower.encode_function(tower),
+        encode=functools.partial(text_tower.encode_all, text_tower.encode_function(tower)),
+        view=evaluation_view(config),
     )
 
 

@@ -188,6 +188,12 @@ def test_free_fields_are_fields():
     assert unknown == []
 
 
+def test_the_demo_averages_over_what_the_phantoms_show():
+    from tfds_builders.cxr_phantom.findings import RENDERED_LABELS
+
+    assert set(get("imitate", "demo").evaluation.findings) == set(RENDERED_LABELS)
+
+
 def test_load_restores_values_and_tuples(tmp_path):
     config = get("imitate", "demo")
     with config.unlocked():

@@ -8,6 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def default_section(regions: Mapping[str, Any], aligned: Mapping[str, Any]) -> str:
+    """The text section whose space scores and maps use unless told otherwise: one with image regions, else the last."""
+    return next(iter(regions), "") or list(aligned)[-1]
+
+
 class Features(NamedTuple):
     """A split in the towers' spaces, NumPy, in record order, padding cut off: N images, computed once and shared.
 
@@ -25,6 +30,11 @@ class Features(NamedTuple):
     regions: dict[str, NDArray]
     boxed_M: NDArray[np.int64]
     fields: dict[str, NDArray]
+
+    @property
+    def patient_N(self) -> NDArray:
+        """Patient of each image; without patients each image stands for itself."""
+        return self.fields.get("patient_hash", np.arange(len(self.fields["index"])))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,4 +84,4 @@ class Context:
         wanted = self.settings.section
         if wanted and wanted not in features.image:
             raise ValueError(f"evaluation.section={wanted!r} is unknown. Choose one of {', '.join(features.image)}.")
-        return wanted or next(iter(features.regions), "") or list(features.image)[-1]
+        return wanted or default_section(features.regions, features.image)

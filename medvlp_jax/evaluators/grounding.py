@@ -14,14 +14,14 @@ from medvlp_jax.heatmap import BLUR_SIGMA, similarity_map, upsample
 
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5)
 PROTOCOL = (
-    "For each image with boxes and each finding boxed in it: the boxes of one finding are united. Map: cosine of "
-    "the image regions with the text, bilinear to the evaluation view; boxes are cut to the view, those outside "
-    "are skipped. Texts: `contrast`, the affirming minus the denying prompts of the finding (mean vectors), "
-    "`phrase`, the report's own sentence about it. Pointing: the greatest value lies in a box (share of them on "
-    "ties; chance is the mean share of the view that boxes cover). CNR: (mean inside - mean outside) / sqrt(sum "
-    "of variances), signed (corrected); its absolute value is cnr_absolute (as_published: BioViL). mIoU: map "
-    "scaled to [-1, 1], mean IoU over thresholds 0.1 to 0.5 where prediction is not empty, map blurred by sigma "
-    f"{BLUR_SIGMA} regions first. Raw pixels: brightness as the map. Bootstrap over patients."
+    "For each image with boxes and each finding boxed in it: the boxes of one finding are united. Map: what each "
+    "image region contributes to the cosine with the text, bilinear to the evaluation view; boxes are cut to the "
+    "view, those outside are skipped. Texts: `contrast`, the affirming minus the denying prompts of the finding "
+    "(mean vectors), `phrase`, the report's own sentence about it. Pointing: the greatest value lies in a box "
+    "(share of them on ties; chance is the mean share of the view that boxes cover). CNR: (mean inside - mean "
+    "outside) / sqrt(sum of variances), signed (corrected); its absolute value is cnr_absolute (as_published: "
+    "BioViL). mIoU: map scaled to [-1, 1], mean IoU over thresholds 0.1 to 0.5 where prediction is not empty, map"
+    f" blurred by sigma {BLUR_SIGMA} regions first. Raw pixels: brightness as the map. Bootstrap over patients."
 )
 
 
@@ -50,8 +50,7 @@ def run(context: Context) -> Result:
     if context.baselines:
         side = round(features.pixels_NxP.shape[1] ** 0.5)
         maps["pixels"] = [features.pixels_NxP[features.boxed_M[q.row]].reshape(side, side) for q in queries]
-    patients = features.fields.get("patient_hash", np.arange(len(features.pooled_NxC)))
-    patient_Q = np.asarray([patients[features.boxed_M[q.row]] for q in queries])
+    patient_Q = features.patient_N[[features.boxed_M[q.row] for q in queries]]
     measured = {kind: _measure(queries, small) for kind, small in maps.items()}
     scores = []
     for kind, suffix in (("contrast", ""), ("phrase", "_phrase")):
@@ -101,12 +100,13 @@ def _fill(mask_HxW: NDArray, box: NDArray) -> None:
 
 
 def _maps(context: Context, queries: list[Query], region_MxhxwxD: NDArray, section: str) -> dict[str, list[NDArray]]:
-    pairs = prompts.load(context.settings.prompts)
-    names = sorted({q.finding for q in queries} & set(pairs))
+    loaded = prompts.load(context.settings.prompts)
+    pairs = {name: loaded[name] for name in sorted({q.finding for q in queries} & set(loaded))}
     phrases = sorted({q.sentence for q in queries if q.sentence})
-    texts = [text for name in names for side in pairs[name] for text in side] + phrases
-    vector = dict(zip(texts, np.asarray(context.embed_texts(texts)[section], np.float64), strict=True))
-    sides = {n: tuple(np.mean([vector[text] for text in side], axis=0) for side in pairs[n]) for n in names}
+    asked = prompts.texts(pairs) + phrases
+    vector_TxD = np.asarray(context.embed_texts(asked)[section], np.float64)
+    sides = {n: [side.mean(axis=0) for side in both] for n, both in prompts.split(pairs, vector_TxD).items()}
+    vector = dict(zip(phrases, vector_TxD[len(asked) - len(phrases) :], strict=True))
     nothing = np.full(region_MxhxwxD.shape[1:3], np.nan)
     maps: dict[str, list[NDArray]] = {"contrast": [], "phrase": []}
     for query in queries:
@@ -161,13 +161,17 @@ def _scores(queries, measured, pixels, patient_Q, suffix: str, context: Context)
     finding_Q = np.asarray([q.finding for q in queries])
     groups = {"all": np.ones(len(queries), bool)} | {n: finding_Q == n for n in sorted(set(finding_Q))}
     variants = {"cnr": "corrected", "cnr_absolute": "as_published"}
+    weights: dict[bytes, NDArray] = {}  # most measures are defined for the same queries
     scores = []
     for name in ("pointing", "cnr", "cnr_absolute", "miou"):
         for group, rows_Q in groups.items():
             used_Q = rows_Q & np.isfinite(measured[name])
             if not used_Q.any():
                 continue
-            weight_RxQ = resampling_weights(patient_Q[used_Q], context.settings.resamples)
+            key = used_Q.tobytes()
+            if key not in weights:
+                weights[key] = resampling_weights(patient_Q[used_Q], context.settings.resamples)
+            weight_RxQ = weights[key]
             value_Q = measured[name][used_Q]
             raw_Q = pixels[name][used_Q] if name in pixels else np.array([np.nan])
             score = Score(

@@ -1,5 +1,6 @@
 """Linear probe: how much of the labels a linear model reads from the frozen trunk's pooled features."""
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
@@ -8,7 +9,16 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from medvlp_jax.evaluators.context import Context
-from medvlp_jax.evaluators.scores import Result, Score, auc, resampling_weights, seeds_interval, with_mean
+from medvlp_jax.evaluators.scores import (
+    Measured,
+    Result,
+    Score,
+    auc,
+    measured_auc,
+    resampling_weights,
+    seeds_interval,
+    with_mean,
+)
 from medvlp_jax.evaluators.subsets import patient_subset
 from medvlp_jax.evaluators.truth import Truth, averaged, judged, truth_of
 
@@ -23,7 +33,6 @@ PROTOCOL = (
 )
 
 Split = tuple[NDArray, dict[str, Truth]]  # features N×C, truth per finding
-Fit = Callable[[NDArray, NDArray], Callable[[NDArray], NDArray]]
 
 
 def run(context: Context) -> Result:
@@ -52,7 +61,7 @@ def _probe(context: Context, protocol_name: str, score_subset: Callable, protoco
     if not names:
         return Result([], "", skipped)
     truths = [{n: truth_of(x, n, settings.uncertain) for n in names} for x in labels]
-    patients = [f.fields.get("patient_hash", np.arange(len(f.pooled_NxC))) for f in splits]
+    patients = [f.patient_N for f in splits]
     weight_RxN = resampling_weights(patients[2], settings.resamples)
     spaces = {"pooled": standardised([f.pooled_NxC for f in splits])}
     if context.baselines:
@@ -72,34 +81,32 @@ def _probe(context: Context, protocol_name: str, score_subset: Callable, protoco
             for space, features in spaces.items()
         }
         prefix = f"{protocol_name}/{percent:g}%/auc"
-        by_space = {space: _summary(prefix, results, truths[2], settings.findings) for space, results in found.items()}
+        by_space = {space: _summary(prefix, results, settings.findings) for space, results in found.items()}
         for score in by_space["pooled"].values():
             raw = by_space.get("pixels", {}).get(score.name)
             extra = {"raw_pixels": raw.value, "raw_interval": raw.interval} if raw else {}
-            scores.append(Score(**{**score.__dict__, **extra}))
+            scores.append(dataclasses.replace(score, **extra))
     return Result(scores, protocol, skipped, {"probe_subsets.json": {"split": context.train_split, "records": lists}})
 
 
-def _aucs(features, truths, rows, score_subset, weight_RxN) -> tuple[dict[str, float], dict[str, NDArray]]:
+def _aucs(features, truths, rows, score_subset, weight_RxN) -> dict[str, Measured]:
     train, validation, test = features
     learnt = {n: Truth(t.keep_N[rows], t.truth_N[rows]) for n, t in truths[0].items()}
-    found = score_subset(train[rows], learnt, (validation, truths[1]), test)
-    values, resampled = {}, {}
-    for name, score_N in found.items():
+    found = {}
+    for name, score_N in score_subset(train[rows], learnt, (validation, truths[1]), test).items():
         keep_N, truth_N = truths[2][name]
-        values[name] = float(auc(truth_N[keep_N], score_N[keep_N]))
-        resampled[name] = auc(truth_N[keep_N], score_N[keep_N], weight_RxN[:, keep_N])
-    return values, resampled
+        found[name] = measured_auc(truth_N[keep_N], score_N[keep_N], weight_RxN[:, keep_N])
+    return found
 
 
-def _summary(prefix: str, results: list, test_truth: Mapping[str, Truth], wanted: Sequence[str]) -> dict[str, Score]:
+def _summary(prefix: str, results: list[dict[str, Measured]], wanted: Sequence[str]) -> dict[str, Score]:
     """Scores by name: bootstrap interval for one fit, interval over the draws for several."""
-    counts = {n: int(t.keep_N.sum()) for n, t in test_truth.items()}
-    over = averaged(results[0][0], wanted)
+    over = averaged(results[0], wanted)
     if len(results) == 1:
-        return {s.name: s for s in with_mean(prefix, *results[0], counts, over, chance=0.5)}
+        return {s.name: s for s in with_mean(prefix, results[0], over, chance=0.5)}
     scores = {}
-    per_draw = {n: [values[n] for values, _ in results] for n in results[0][0]}
+    counts = {n: m.count for n, m in results[0].items()}
+    per_draw = {n: [found[n].value for found in results] for n in counts}
     for label, draws in {"mean": np.mean([per_draw[n] for n in over], axis=0).tolist(), **per_draw}.items():
         count = max(counts.values()) if label == "mean" else counts[label]
         name = f"{prefix}/{label}"

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from medvlp_jax.heatmap import unit
+
 RULES = ("chexzero", "medclip", "biovil")
 
 
@@ -40,18 +42,13 @@ def pair_scores(
     for name, side in zip(("positive", "negative"), sides, strict=True):
         if side.ndim != 2 or not len(side) or side.shape[1] != image_NxD.shape[-1]:
             raise ValueError(f"{name} texts have shape {side.shape}; needed: (at least 1, {image_NxD.shape[-1]}).")
-    image_NxD = _unit(image_NxD)
+    image_NxD = unit(image_NxD, np.float64)
     positive_N, negative_N = (image_NxD @ _one_vector(side, rule) for side in sides)
     return PairScores(1.0 / (1.0 + np.exp(negative_N - positive_N)), positive_N, negative_N)
 
 
 def _one_vector(side_PxD: Float[np.ndarray, "P D"], rule: str) -> Float[np.ndarray, " D"]:
     if rule == "biovil":
-        return _unit(side_PxD.mean(axis=0))
-    mean_D = _unit(side_PxD).mean(axis=0)
-    return mean_D if rule == "medclip" else _unit(mean_D)
-
-
-def _unit(x: Float[np.ndarray, "*n D"]) -> Float[np.ndarray, "*n D"]:
-    # A cosine with a zero vector is 0, not NaN.
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+        return unit(side_PxD.mean(axis=0), np.float64)
+    mean_D = unit(side_PxD, np.float64).mean(axis=0)
+    return mean_D if rule == "medclip" else unit(mean_D, np.float64)

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from numpy.typing import NDArray
+
 from medvlp_jax.data.labels import CHEXPERT_LABELS, position
 
 
@@ -113,14 +115,29 @@ def load(prompts: str | Path) -> dict[str, Pair]:
             label = CHEXPERT_LABELS[position(name)]
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        texts = {}
+        given_texts = {}
         for side in Pair._fields:
             given = sides.get(side) if isinstance(sides, Mapping) else None
             if not isinstance(given, list) or not given or not all(isinstance(t, str) and t.strip() for t in given):
                 raise ValueError(f"{path}: {name!r} needs a list of texts under {side!r}.")
-            texts[side] = tuple(given)
-        pairs[label] = Pair(**texts)
+            given_texts[side] = tuple(given)
+        pairs[label] = Pair(**given_texts)
     return pairs
+
+
+def texts(pairs: Mapping[str, Pair]) -> list[str]:
+    """All texts of some pairs, in the order that `split` takes their vectors in."""
+    return [text for pair in pairs.values() for side in pair for text in side]
+
+
+def split(pairs: Mapping[str, Pair], vector_TxD: NDArray) -> dict[str, tuple[NDArray, NDArray]]:
+    """Vectors of `texts(pairs)` (more may follow) -> those of the affirming and of the denying texts, per name."""
+    sides, start = {}, 0
+    for name, pair in pairs.items():
+        middle, end = start + len(pair.positive), start + len(pair.positive) + len(pair.negative)
+        sides[name] = (vector_TxD[start:middle], vector_TxD[middle:end])
+        start = end
+    return sides
 
 
 def _plain(name: str) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from medvlp_jax.evaluators.context import Context
 from medvlp_jax.evaluators.scores import Result, Score, mean_interval, percentile_interval, resampling_weights
 from medvlp_jax.evaluators.truth import single_class
+from medvlp_jax.heatmap import unit
 
 CUTOFFS = (1, 5, 10)
 BLOCK = 1024  # queries scored at a time
@@ -49,9 +50,8 @@ def run(context: Context) -> Result:
         ids_SxN = np.stack([np.where(has[s], text_id[s], -1) for s in pools])
         _, report_id = np.unique(ids_SxN, axis=1, return_inverse=True)
         pools["report"] = ([(features.image[s], features.text[s], has[s]) for s in has], report_id.reshape(-1))
-    rows = next(iter(text_id.values())).shape[0]
-    patient_N = fields.get("patient_hash", np.arange(rows))
-    class_N = single_class(fields["labels"]) if "labels" in fields else np.full(rows, -1)
+    patient_N = features.patient_N
+    class_N = single_class(fields["labels"]) if "labels" in fields else np.full(len(patient_N), -1)
     scores = []
     for name, (parts, ids) in pools.items():
         added = _section(name, parts, ids, patient_N, class_N, context.settings.resamples)
@@ -73,7 +73,9 @@ def _section(
     _, first_M, own_n = np.unique(text_id_N[keep_N], return_index=True, return_inverse=True)
     if len(first_M) < 2:
         return []
-    parts = [(_unit(image[keep_N]), _unit(text[keep_N]), has[keep_N]) for image, text, has in parts]
+    parts = [
+        (unit(image[keep_N], np.float64), unit(text[keep_N], np.float64), has[keep_N]) for image, text, has in parts
+    ]
     prefix = f"retrieval/{name}/"
     images, texts = len(own_n), len(first_M)
     places = {
@@ -176,7 +178,9 @@ def scores_against_texts(parts: list[tuple[NDArray, NDArray, NDArray]], text_M: 
     Args: parts: per section q×D image vectors, N×D text vectors, N flags of who has a text; any scale. text_M: rows
       of the texts to score.
     """
-    return np.concatenate(list(_blocks([(_unit(image), _unit(text), has) for image, text, has in parts], text_M)))
+    return np.concatenate(
+        list(_blocks([(unit(image, np.float64), unit(text, np.float64), has) for image, text, has in parts], text_M))
+    )
 
 
 class Places(NamedTuple):
@@ -248,9 +252,3 @@ def chance_of_hit(relevant: int, total: int, k: int) -> float:
 def _not_finite(vectors: list[NDArray]) -> int:
     """Rows that are not finite in any of several N×D arrays."""
     return int(np.sum(~np.all([np.all(np.isfinite(x_NxD), axis=1) for x_NxD in vectors], axis=0)))
-
-
-def _unit(x_NxD: NDArray) -> NDArray[np.float64]:
-    x_NxD = np.asarray(x_NxD, np.float64)
-    with np.errstate(invalid="ignore"):
-        return x_NxD / np.maximum(np.linalg.norm(x_NxD, axis=1, keepdims=True), 1e-12)

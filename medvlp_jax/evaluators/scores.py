@@ -166,24 +166,32 @@ def best_threshold(truth_N: NDArray, score_N: NDArray, measure: str = "mcc") -> 
     return float(candidates_T[int(np.argmax(value_T))])
 
 
+class Measured(NamedTuple):
+    """A value, the values in the bootstrap resamples, and the number of examples behind it."""
+
+    value: float
+    resampled_R: NDArray
+    count: int
+
+
+def measured_auc(truth_N: NDArray, score_N: NDArray, weight_RxN: NDArray) -> Measured:
+    """`auc` as it is and in the resamples."""
+    return Measured(float(auc(truth_N, score_N)), auc(truth_N, score_N, weight_RxN), len(truth_N))
+
+
 def with_mean(
     prefix: str,
-    values: Mapping[str, float],
-    rows: Mapping[str, NDArray],
-    counts: Mapping[str, int],
+    found: Mapping[str, Measured],
     over: Sequence[str],
     *,
     chance: float | None = None,
     variant: str = "",
 ) -> list[Score]:
-    """`<prefix>/mean` over some findings and `<prefix>/<finding>` of all, with bootstrap intervals.
-
-    Args: values, rows, counts: per finding its value, its values in the bootstrap resamples, and examples behind it.
-    """
-    value = float(np.mean([values[name] for name in over]))
-    interval = percentile_interval(np.mean([rows[name] for name in over], axis=0))
-    scores = [Score(f"{prefix}/mean", value, max(counts.values()), interval, chance, variant=variant)]
-    for name in values:
-        interval = percentile_interval(rows[name])
-        scores.append(Score(f"{prefix}/{name}", values[name], counts[name], interval, chance, variant=variant))
-    return scores
+    """`<prefix>/mean` over some findings and `<prefix>/<finding>` of all, with bootstrap intervals."""
+    value = float(np.mean([found[name].value for name in over]))
+    resampled_R = np.mean([found[name].resampled_R for name in over], axis=0)
+    together = {"mean": Measured(value, resampled_R, max(m.count for m in found.values())), **found}
+    return [
+        Score(f"{prefix}/{name}", m.value, m.count, percentile_interval(m.resampled_R), chance, variant=variant)
+        for name, m in together.items()
+    ]

@@ -1,7 +1,5 @@
 """Zero-shot classification: is an image nearer to the texts that affirm a finding or to those that deny it."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,12 +8,13 @@ from medvlp_jax.evaluators import prompts
 from medvlp_jax.evaluators.context import Context, Features
 from medvlp_jax.evaluators.pair_scores import pair_scores
 from medvlp_jax.evaluators.scores import (
+    Measured,
     Result,
     Score,
-    auc,
     best_threshold,
     f1_and_mcc,
     mean_interval,
+    measured_auc,
     resampling_weights,
     with_mean,
 )
@@ -25,12 +24,12 @@ PROTOCOL = (
     "Score of a finding: sigmoid of cos(image, affirming text) - cos(image, denying text), no logit scale; "
     "prompts {prompts!r}, {count} texts per side on average, embeddings normalised, averaged, normalised again "
     "(CheXzero); `auc_mean_of_logits` averages cosines over prompts instead (MedCLIP). Text space: {section}. "
-    "Uncertain labels: {uncertain}; not mentioned counts as absent. Means are over findings with both classes, No"
-    " Finding excluded. F1 and MCC: the threshold of greatest MCC on the {validation} split (corrected) or of "
-    "greatest F1 and MCC on the scored split itself (as_published: MedKLIP, KAD). Multi-class: images with "
-    "exactly one finding or none, argmax of cos(image, affirming text); `multiclass_z` standardises each class "
-    "over the scored images first (as_published: GLoRIA). Bootstrap over patients. No labels are used for "
-    "training or selection."
+    "Uncertain labels: {uncertain}; not mentioned counts as absent. Means are over {over}, as far as both classes"
+    " occur. F1 and MCC: the threshold of greatest MCC on the {validation} split (corrected) or of greatest F1 "
+    "and MCC on the scored split itself (as_published: MedKLIP, KAD). Multi-class: images with exactly one "
+    "finding or none, argmax of cos(image, affirming text); `multiclass_z` standardises each class over the "
+    "scored images first (as_published: GLoRIA). Bootstrap over patients. No labels are used for training or "
+    "selection."
 )
 
 
@@ -48,8 +47,8 @@ def run(context: Context) -> Result:
     names = [n for n in judged([features.fields["labels"]], settings.uncertain, skipped) if n in pairs]
     if not names:
         return Result([], "", skipped)
-    sides = _embed(context, {name: pairs[name] for name in pairs}, section)
-    weight_RxN = resampling_weights(_patients(features), settings.resamples)
+    sides = prompts.split(pairs, np.asarray(context.embed_texts(prompts.texts(pairs))[section]))
+    weight_RxN = resampling_weights(features.patient_N, settings.resamples)
     scores = []
     for measure, rule in (("auc", "chexzero"), ("auc_mean_of_logits", "medclip")):
         scores += _aucs(measure, rule, features, section, names, sides, settings, weight_RxN)
@@ -67,41 +66,17 @@ def run(context: Context) -> Result:
     return Result(scores, protocol, skipped)
 
 
-def _embed(context: Context, pairs: dict[str, prompts.Pair], section: str) -> dict[str, tuple[NDArray, NDArray]]:
-    """Vectors of the affirming and of the denying texts of each finding; one pass over all texts."""
-    texts = [text for pair in pairs.values() for side in pair for text in side]
-    vector_TxD = np.asarray(context.embed_texts(texts)[section])
-    sides, start = {}, 0
-    for name, pair in pairs.items():
-        middle, end = start + len(pair.positive), start + len(pair.positive) + len(pair.negative)
-        sides[name] = (vector_TxD[start:middle], vector_TxD[middle:end])
-        start = end
-    return sides
-
-
-def _patients(features: Features) -> NDArray:
-    return features.fields.get("patient_hash", np.arange(len(features.pooled_NxC)))
-
-
 def _aucs(measure, rule, features, section, names, sides, settings, weight_RxN) -> list[Score]:
-    values, rows, counts = {}, {}, {}
+    found = {}
     for name in names:
         keep_N, truth_N = truth_of(features.fields["labels"], name, settings.uncertain)
-        score_N = pair_scores(features.image[section], *sides[name], rule=rule).score_N
-        values[name] = float(auc(truth_N[keep_N], score_N[keep_N]))
-        rows[name] = auc(truth_N[keep_N], score_N[keep_N], weight_RxN[:, keep_N])
-        counts[name] = int(keep_N.sum())
-    over = averaged(names, settings.findings)
-    return with_mean(f"zero_shot/{measure}", values, rows, counts, over, chance=0.5)
+        score_N = pair_scores(features.image[section], *sides[name], rule=rule).score_N[keep_N]
+        found[name] = measured_auc(truth_N[keep_N], score_N, weight_RxN[:, keep_N])
+    return with_mean(f"zero_shot/{measure}", found, averaged(names, settings.findings), chance=0.5)
 
 
 def _decisions(tuning: Features, features: Features, section, names, sides, settings, weight_RxN) -> list[Score]:
-    results: dict[str, tuple[dict, dict, dict]] = {}
-
-    def add(kind: str, name: str, value: Any, row_R: NDArray, count: int) -> None:
-        for column, item in zip(results.setdefault(kind, ({}, {}, {})), (float(value), row_R, count), strict=True):
-            column[name] = item
-
+    found: dict[str, dict[str, Measured]] = {}
     for name in names:
         keep_N, truth_N = truth_of(features.fields["labels"], name, settings.uncertain)
         score_N = pair_scores(features.image[section], *sides[name]).score_N[keep_N]
@@ -116,15 +91,14 @@ def _decisions(tuning: Features, features: Features, section, names, sides, sett
             thresholds["f1"] = thresholds["mcc"] = best_threshold(own.truth_N[own.keep_N], tuning_score_N)
         for kind, threshold in thresholds.items():
             which = 0 if kind.startswith("f1") else 1
-            value = f1_and_mcc(truth_N, score_N >= threshold)[which]
-            row_R = f1_and_mcc(truth_N, score_N >= threshold, weight)[which]
-            add(kind, name, value, row_R, len(truth_N))
+            value, row_R = (f1_and_mcc(truth_N, score_N >= threshold, w)[which] for w in (None, weight))
+            found.setdefault(kind, {})[name] = Measured(float(value), row_R, len(truth_N))
     scores = []
     for kind in ("f1", "mcc", "f1_test_threshold", "mcc_test_threshold"):
-        if kind in results:
+        if kind in found:
             variant = "as_published" if kind.endswith("test_threshold") else "corrected"
-            over = averaged(results[kind][0], settings.findings)
-            scores += with_mean(f"zero_shot/{kind}", *results[kind], over, variant=variant)
+            over = averaged(found[kind], settings.findings)
+            scores += with_mean(f"zero_shot/{kind}", found[kind], over, variant=variant)
     return scores
 
 

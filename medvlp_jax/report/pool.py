@@ -13,6 +13,7 @@ from medvlp_jax.data.records import RecordSource, text_hash
 from medvlp_jax.data.sections import apply_policy
 from medvlp_jax.data.text_cache import TextCache
 from medvlp_jax.evaluators import prompts
+from medvlp_jax.evaluators.context import default_section
 from medvlp_jax.evaluators.pair_scores import pair_scores
 from medvlp_jax.heatmap import similarity_map, unit
 from medvlp_jax.trained import Trained
@@ -62,7 +63,7 @@ def embed(run: Trained, source: RecordSource, *, say: Callable[[str], None]) -> 
         # Always full batches: one compilation.
         padded = np.concatenate([batch, np.repeat(batch[-1:], BATCH - len(batch), axis=0)])
         embedding = run.embed_images(padded)
-        section = section or next(iter(embedding.regions), "") or list(embedding.aligned)[-1]
+        section = section or default_section(embedding.regions, embedding.aligned)
         for name, vector in embedding.aligned.items():
             image.setdefault(name, []).append(np.asarray(vector)[: len(batch), 0])
         if section in embedding.regions:
@@ -96,7 +97,7 @@ def _texts(run: Trained, source: RecordSource, records: Sequence[dict[str, Any]]
         cache = TextCache.open(folder, run.tower.key)
         frozen = np.stack([cache.lookup(text) for text in texts])
     else:
-        frozen = _encode(run, texts)
+        frozen = run.encode(texts)
     aligned = run.text_head(run.variables, frozen).aligned
     place = {text: i for i, text in enumerate(texts)}
     found = {}
@@ -110,22 +111,8 @@ def _texts(run: Trained, source: RecordSource, records: Sequence[dict[str, Any]]
 
 def _sides(run: Trained, pairs: dict[str, prompts.Pair]) -> dict[str, dict[str, tuple[NDArray, NDArray]]]:
     """Per section and finding: vectors of the affirming and of the denying texts."""
-    texts = list(dict.fromkeys(text for pair in pairs.values() for side in pair for text in side))
-    frozen = _encode(run, texts)
-    place = {text: i for i, text in enumerate(texts)}
-    rows = {name: [[place[text] for text in side] for side in pair] for name, pair in pairs.items()}
-    aligned = run.text_head(run.variables, frozen).aligned
-    return {
-        section: {name: (np.asarray(vector)[affirm], np.asarray(vector)[deny]) for name, (affirm, deny) in rows.items()}
-        for section, vector in aligned.items()
-    }
-
-
-def _encode(run: Trained, texts: Sequence[str]) -> NDArray[np.float32]:
-    """Frozen vectors of texts, always in full batches: one compilation per length."""
-    starts = range(0, len(texts), BATCH)
-    filled = ([*texts[i : i + BATCH], *[""] * (i + BATCH - len(texts))] for i in starts)
-    return np.concatenate([run.encode(batch) for batch in filled])[: len(texts)]
+    aligned = run.embed_texts(prompts.texts(pairs)).aligned
+    return {section: prompts.split(pairs, np.asarray(vector_TxD)) for section, vector_TxD in aligned.items()}
 
 
 def _maps(region_BxhxwxD: NDArray, sides: dict[str, tuple[NDArray, NDArray]]) -> NDArray[np.float32]:
