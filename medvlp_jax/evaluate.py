@@ -1,5 +1,6 @@
 """Scores of a run: the configured evaluators over a split, for the trained model and for its untrained twin."""
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,16 @@ from medvlp_jax.score_table import format_scores
 from medvlp_jax.scorer import Scorer
 
 
+def untrained_scores(scorer: Scorer, make_state: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Result]]:
+    """Results of the untrained twin on the test split, computed once: they are the same for every checkpoint."""
+    config = scorer.parts.config
+    return functools.cache(lambda: scorer(make_state(), config.data.test_split, config.final_evaluators))
+
+
 def score_run(
-    scorer: Scorer, state: dict[str, Any], untrained: Callable[[], dict[str, Any]], workdir: Path, step: int
+    scorer: Scorer, state: dict[str, Any], untrained: Callable[[], dict[str, Result]], workdir: Path, step: int
 ) -> dict[str, Any]:
-    """Scores the test split with the trained state and with a fresh one, and writes `scores.json`.
+    """Scores the test split with the trained state beside its untrained twin, and writes `scores.json`.
 
     The file of an earlier step stays as `scores/<step>.json`, as does that of another data set.
     Returns: what `scores.json` holds: data, split and its hash, counts, and per score its value, 95 % interval, count,
@@ -33,7 +40,6 @@ def score_run(
     split, names = config.data.test_split, config.final_evaluators
     shared = scorer.check_patients(split)
     trained = scorer(state, split, names, baselines=True)
-    random_init = scorer(untrained(), split, names)
     source = scorer.parts.source(split)
     ids = record_ids(source)
     scores = {
@@ -49,7 +55,7 @@ def score_run(
         "patients_shared_with_training": shared,
         "public": bool(source[0]["public"]),
         "protocols": {name: result.protocol for name, result in trained.items() if result.protocol},
-        "scores": _merged(trained, random_init),
+        "scores": _merged(trained, untrained()),
         "skipped": {name: dict(result.skipped) for name, result in trained.items() if result.skipped},
     }
     if jax.process_index() == 0:
@@ -112,9 +118,10 @@ def evaluate(
     shapes = build.batch_shapes(config, parts.tower.width)
     make_state, target = steps.sharded_state(parts.model, parts.tx, shapes, config.seed, mesh)
     scorer = Scorer(parts)
+    untrained = untrained_scores(scorer, make_state)
     all_scores = []
     for number in numbers:
-        scores = score_run(scorer, checkpoints.restore(number, target), make_state, workdir, number)
+        scores = score_run(scorer, checkpoints.restore(number, target), untrained, workdir, number)
         all_scores.append(scores)
         for line in format_scores(scores):
             say(line)

@@ -12,7 +12,7 @@ from medvlp_jax import config as configs
 from medvlp_jax import step as steps
 from medvlp_jax.checkpoint import Checkpoints
 from medvlp_jax.data import pipeline
-from medvlp_jax.evaluate import score_run
+from medvlp_jax.evaluate import score_run, untrained_scores
 from medvlp_jax.metrics import Console, MetricWriter, Progress, check_finite, clock
 from medvlp_jax.report.page import write_report
 from medvlp_jax.score_table import brief, flat, format_scores
@@ -153,7 +153,7 @@ def train(config: Any, workdir: str | Path, *, command: str = "") -> dict[str, A
         say.close()
         return {"step": number, "scores": {}}
     say(f"trained   {number} steps in {clock(progress.seconds())}; scoring the {config.data.test_split} split")
-    scores = score_run(scorer, state, make_state, workdir, number)
+    scores = score_run(scorer, state, untrained_scores(scorer, make_state), workdir, number)
     final = {f"{config.data.test_split}/{row['name']}": row["value"] for row in scores["scores"]}
     writer.scalars(number, {name: value for name, value in final.items() if value is not None})
     writer.close()
