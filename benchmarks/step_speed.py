@@ -30,8 +30,10 @@ KINDS = ("torch", "cached", "live", "reports")
 REPORT_TOKENS = {"findings": 90, "impression": 30}
 
 
-def our_step(kind: str, batch_size: int, image_size: int, tokens: int) -> Callable[[], float]:
-    """Builds the step that training runs, from the config of the full recipe in float32."""
+def our_step(
+    kind: str, batch_size: int, image_size: int, tokens: int, dtype: str = "float32", clip_norm: float = 0.0
+) -> Callable[[], float]:
+    """Builds the step that training runs, from the config of the full recipe, on the default devices."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -42,8 +44,8 @@ def our_step(kind: str, batch_size: int, image_size: int, tokens: int) -> Callab
     from medvlp_jax.encoders.bert import Bert, BertConfig
 
     with imitate.get_config().unlocked() as config:
-        config.model.dtype = "float32"
-        config.batch_size, config.image.size, config.optimizer.clip_norm = batch_size, image_size, 0.0
+        config.model.dtype, config.optimizer.clip_norm = dtype, clip_norm
+        config.batch_size, config.image.size = batch_size, image_size
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (batch_size, 2, image_size, image_size, 1)).astype(np.uint8),

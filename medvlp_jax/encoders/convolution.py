@@ -3,7 +3,8 @@
 XLA's CPU convolutions run near the peak of its matrix products, so what is left to gain is the number of products:
 a 3x3 convolution of stride 1 is computed by Winograd's F(2x2, 3x3) (arXiv 1509.09308), 4 products per output where the
 definition has 9, forward and in both gradients. It is float32 arithmetic with another order of rounding; against
-float64 its error is about that of the plain form. Accelerators keep the plain convolution.
+float64 its error is about that of the plain form. Accelerators keep the plain convolution: jax 0.11 aborted while
+compiling the strided 1x1 product for an H100 ("subdim_size_accumulator == dim_size", a check of XLA's Triton fusions).
 """
 
 import functools
@@ -29,41 +30,51 @@ def square_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Convolution of x [N, H, W, I] with a kernel [s, s, I, O] of odd side s, padded by (s - 1) / 2."""
     size = kernel.shape[0]
     if size == 1:
-        # One plain matrix product. On CPU its gradients are twice as fast as those of a convolution or of a dot
-        # with several row axes, which XLA transposes inside the preceding fusion.
-        x = x[:, ::stride, ::stride]
-        return row_product(x.reshape(-1, x.shape[-1]), kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
+        return conv1x1(x, kernel, stride)
     if size == 3 and stride == 1 and min(kernel.shape[2:]) >= WINOGRAD_CHANNELS and x.dtype == jnp.float32:
         return conv3x3(x, kernel)
     return conv2d(x, kernel, stride, (size - 1) // 2)
 
 
-@jax.custom_vjp
-def row_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`x @ kernel` for many rows x [M, I] and a small kernel [I, O], with a gradient of the kernel that is fast on CPU.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def conv1x1(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """1x1 convolution, x [N, H, W, I], kernel [1, 1, I, O]; on CPU one plain product of the rows that it reads.
 
-    XLA's CPU product that contracts the M rows takes up to twice as long when its first operand is the wider one. There
-    the gradient is computed as its own transpose; other platforms choose layouts themselves.
+    Its gradients there are twice as fast as those of a convolution, or of a dot with several row axes, which XLA
+    transposes inside the preceding fusion.
     """
-    return x @ kernel
+    product = functools.partial(_product_1x1, stride=stride)
+    return jax.lax.platform_dependent(x, kernel, cpu=product, default=functools.partial(_plain_1x1, stride=stride))
 
 
-def _row_product_backward(saved, gradient):
-    x, kernel = saved
-    plain = functools.partial(jax.lax.dot_general, dimension_numbers=(((0,), (0,)), ((), ())))
+def _conv1x1_backward(stride, saved, gradient):
+    def on_cpu(x, kernel, gradient):
+        read, spread = jax.vjp(lambda x: x[:, ::stride, ::stride], x)
+        rows, row_gradient = read.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+        if kernel.shape[2] > kernel.shape[3]:
+            # XLA's CPU product that contracts the rows takes up to twice as long when its first operand is the wider
+            # one; without the barrier XLA folds the transpose back into the product.
+            kernel_gradient = jax.lax.optimization_barrier(row_gradient.T @ rows).T
+        else:
+            kernel_gradient = rows.T @ row_gradient
+        return spread((row_gradient @ kernel[0, 0].T).reshape(read.shape))[0], kernel_gradient[None, None]
 
-    def swapped(x, gradient):
-        # Without the barrier XLA folds the transpose back into the product.
-        return jax.lax.optimization_barrier(plain(gradient, x)).T
+    def elsewhere(x, kernel, gradient):
+        return jax.vjp(functools.partial(_plain_1x1, stride=stride), x, kernel)[1](gradient)
 
-    if kernel.shape[0] > kernel.shape[1]:
-        kernel_gradient = jax.lax.platform_dependent(x, gradient, cpu=swapped, default=plain)
-    else:
-        kernel_gradient = plain(x, gradient)
-    return gradient @ kernel.T, kernel_gradient
+    return jax.lax.platform_dependent(*saved, gradient, cpu=on_cpu, default=elsewhere)
 
 
-row_product.defvjp(lambda x, kernel: (row_product(x, kernel), (x, kernel)), _row_product_backward)
+conv1x1.defvjp(lambda x, kernel, stride: (conv1x1(x, kernel, stride), (x, kernel)), _conv1x1_backward)
+
+
+def _product_1x1(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    x = x[:, ::stride, ::stride]
+    return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def _plain_1x1(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    return conv2d(x, kernel, stride, 0)
 
 
 @jax.custom_vjp

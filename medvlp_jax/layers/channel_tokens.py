@@ -3,6 +3,7 @@
 Source: arXiv 2310.07355 section III; details as in cheliu-computation/IMITATE-TMI2024@cd1c575.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -105,20 +106,36 @@ def channel_tokens(
 
 def _pool(x: Float[Array, "... H W C"], grid: int) -> Float[Array, "... grid grid C"]:
     """Adaptive average pooling, first of rows and then of columns."""
+    if x.shape[-3:-1] == (grid, grid):
+        return x
     *batch, height, width, channels = x.shape
-    rows = math.prod(batch)
-    if height != grid:
-        x = _pool_line(x.reshape(rows, height, width * channels), grid)
-    if width != grid:
-        x = _pool_line(x.reshape(rows * grid, width, channels), grid)
-    return x.reshape(*batch, grid, grid, channels)
+    x = x.reshape(math.prod(batch), height, width, channels)
+    pooled = lax.platform_dependent(
+        x, cpu=functools.partial(_pool_on_cpu, grid=grid), default=functools.partial(_pool_elsewhere, grid=grid)
+    )
+    return pooled.reshape(*batch, grid, grid, channels)
+
+
+def _pool_on_cpu(x_NxHxWxC: Array, *, grid: int) -> Array:
+    count, height, width, channels = x_NxHxWxC.shape
+    x = _pool_line(x_NxHxWxC.reshape(count, height, width * channels), grid)
+    return _pool_line(x.reshape(count * grid, width, channels), grid).reshape(count, grid, grid, channels)
 
 
 def _pool_line(x: Float[Array, "N L F"], grid: int) -> Float[Array, "N grid F"]:
+    if x.shape[1] == grid:
+        return x
     # The matrix is repeated for every row of the batch: a batched product leaves x where it is, the plain one
     # transposes it.
     matrix = jnp.broadcast_to(jnp.asarray(pooling_matrix(x.shape[1], grid), x.dtype), (x.shape[0], grid, x.shape[1]))
     return jnp.matmul(matrix, x, precision=lax.Precision.HIGHEST)
+
+
+def _pool_elsewhere(x_NxHxWxC: Array, *, grid: int) -> Array:
+    # Without a reshape in between: accelerators choose layouts themselves, and XLA's fusions of reshapes with products
+    # have aborted its GPU compiler (see `encoders/convolution.py`).
+    rows, columns = (jnp.asarray(pooling_matrix(size, grid), x_NxHxWxC.dtype) for size in x_NxHxWxC.shape[1:3])
+    return jnp.einsum("gh,nhwc,kw->ngkc", rows, x_NxHxWxC, columns, precision=lax.Precision.HIGHEST)
 
 
 class ChannelAttention(nn.Module):

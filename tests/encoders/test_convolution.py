@@ -44,18 +44,18 @@ def test_winograd_is_as_exact_as_the_plain_convolution(sides):
         assert np.any(np.asarray(a) != np.asarray(b))  # it was Winograd's
 
 
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("inputs", "outputs"), [(24, 8), (8, 24)])
-def test_row_product_has_the_gradients_of_the_product(inputs, outputs):
+def test_conv1x1_has_the_gradients_of_the_convolution(inputs, outputs, stride):
     rng = np.random.default_rng(0)
-    x, kernel, gradient = (
-        rng.normal(size=shape).astype(np.float32) for shape in ((40, inputs), (inputs, outputs), (40, outputs))
-    )
+    x, kernel = (rng.normal(size=shape).astype(np.float32) for shape in ((3, 7, 6, inputs), (1, 1, inputs, outputs)))
     with jax.default_matmul_precision("highest"):
-        y, pull = jax.vjp(convolution.row_product, x, kernel)
-        dx, dk = pull(gradient)
-    np.testing.assert_allclose(y, x @ kernel, atol=1e-4)
-    np.testing.assert_allclose(dx, gradient @ kernel.T, atol=1e-4)
-    np.testing.assert_allclose(dk, x.T @ gradient, atol=1e-4)
+        y, pull = jax.vjp(lambda x, k: convolution.square_conv(x, k, stride), x, kernel)
+        expected, expected_pull = jax.vjp(lambda x, k: convolution.conv2d(x, k, stride, 0), x, kernel)
+        gradient = rng.normal(size=y.shape).astype(np.float32)
+        pairs = zip((y, *pull(gradient)), (expected, *expected_pull(gradient)), strict=True)
+    for got, plain in pairs:
+        np.testing.assert_allclose(got, plain, atol=1e-4)
 
 
 def test_accelerators_and_half_precision_keep_the_plain_convolution():
