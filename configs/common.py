@@ -78,6 +78,11 @@ def base() -> ConfigDict:
     # -1: all devices that the other axis leaves over.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
 
+    # Encoders see the batch in this many parts, the loss sees all of it: exact without BatchNorm, else per part.
+    config.micro_batches = 1
+    # How losses over all pairs of a batch are tiled (medvlp_jax/losses/schedules.py): dense, chunked, ring or auto.
+    config.pairs = ConfigDict({"schedule": "dense", "chunk": 2048, "budget_mib": 512})
+
     config.data = ConfigDict()
     config.data.name = "mimic_cxr"
     config.data.dir = "data"

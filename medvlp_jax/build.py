@@ -17,6 +17,7 @@ from medvlp_jax.data import preprocess
 from medvlp_jax.data.records import RecordSource
 from medvlp_jax.data.text_cache import TextCache, section_texts
 from medvlp_jax.interop import load_resnet
+from medvlp_jax.losses import schedules
 
 
 class Parts(NamedTuple):
@@ -24,6 +25,7 @@ class Parts(NamedTuple):
 
     tower: the frozen text tower. frozen: its variables on the devices, when it runs inside the step.
     augment, evaluate: `(record, rng) -> example` for training and for evaluation views.
+    sweep: how losses over all pairs are tiled.
     source(split): the records of a split of the run's data set, opened once.
     """
 
@@ -39,6 +41,7 @@ class Parts(NamedTuple):
     frozen: Any
     augment: preprocess.Preprocess
     evaluate: preprocess.Preprocess
+    sweep: schedules.Sweep
     source: Callable[[str], RecordSource]
 
     @property
@@ -52,8 +55,10 @@ def assemble(config: Any, mesh: Mesh, say=print) -> Parts:
 
     Raises: ValueError or FileNotFoundError naming the field, its value and what helps.
     """
-    sharding.check_batch(config.batch_size, mesh)
+    sharding.check_batch(config.batch_size, mesh, parts=config.micro_batches)
     method = methods.get(config.method)
+    sweep, why = pair_sweep(config, mesh)
+    say(f"pairs     {why}")
     train = open_source(config, config.data.train_split)
     say(f"data      {config.data.name}: {len(train)} training records in {train.folder}")
     tower = _text_tower(config, say)
@@ -75,8 +80,25 @@ def assemble(config: Any, mesh: Mesh, say=print) -> Parts:
         frozen={} if config.text.cache else jax.device_put(tower.variables, sharding.replicated(mesh)),
         augment=_preprocess(config, config.image.augment, tower, cache),
         evaluate=_preprocess(config, config.image.evaluate, tower, cache),
+        sweep=sweep,
         source=functools.cache(lambda split: train if split == train.split else open_source(config, split)),
     )
+
+
+def pair_sweep(config: Any, mesh: Mesh) -> tuple[schedules.Sweep, str]:
+    """The schedule of pairwise losses that `config.pairs` asks for, and why it is that one, in words.
+
+    Raises: ValueError for an unknown schedule, or `auto` when none fits the budget.
+    """
+    pairs, batch = config.pairs, config.batch_size
+    schedule, why = pairs.schedule, f"{pairs.schedule}, as configured"
+    if schedule == "auto":
+        budget = pairs.budget_mib * 2**20
+        choice = schedules.choose(
+            batch, batch, config.model.features, devices=mesh.devices.size, chunk=pairs.chunk, budget_bytes=budget
+        )
+        schedule, why = choice.schedule, choice.reason
+    return schedules.Sweep(schedule, pairs.chunk, mesh), why
 
 
 def open_source(config: Any, split: str) -> RecordSource:

@@ -49,7 +49,8 @@ class Scorer:
 
         def terms(variables, frozen, batch, epoch):
             batch = steps.with_text_vectors(batch, tower, frozen)
-            loss, terms = method.loss(model.apply(variables, batch, train=False), batch, config, epoch)
+            embeddings = model.apply(variables, batch, train=False)
+            loss, terms = method.loss(embeddings, batch, config, epoch, parts.sweep)
             return {"loss": loss, **terms}, jnp.sum(batch["_mask"])
 
         everywhere = sharding.replicated(parts.mesh)

@@ -70,16 +70,19 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | Non
     return jax.make_mesh((sizes["data"], sizes["fsdp"]), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def check_batch(batch_size: int, mesh: Mesh, name: str = "batch_size") -> None:
-    """Raises: ValueError unless `batch_size` splits evenly over the devices of the mesh."""
-    count = mesh.devices.size
+def check_batch(batch_size: int, mesh: Mesh, name: str = "batch_size", parts: int = 1) -> None:
+    """Raises: ValueError unless `batch_size` splits evenly over the devices of the mesh, in `parts` on each of them."""
+    if parts < 1:
+        raise ValueError(f"micro_batches={parts} must be 1 or more.")
+    count = mesh.devices.size * parts
     if batch_size < 1 or batch_size % count:
         below = max(batch_size // count, 0) * count
         above = below + count
         nearest = f"{below} or {above}" if below else f"{above}"
         raise ValueError(
-            f"{name}={batch_size} is not divisible by the {count} devices on mesh axes "
-            f"data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']}. Use a multiple of {count} ({nearest})."
+            f"{name}={batch_size} is not divisible by the {mesh.devices.size} devices on mesh axes "
+            f"data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']}{f' times micro_batches={parts}' * (parts > 1)}. "
+            f"Use a multiple of {count} ({nearest})."
         )
 
 

@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from medvlp_jax import sharding
+from medvlp_jax.losses.schedules import Sweep
 from medvlp_jax.methods import Method
 from medvlp_jax.text_tower import TextTower
 
@@ -81,6 +82,7 @@ def make_train_step(
     examples: int,
     tower: TextTower | None = None,
     learning_rate: Callable[[Any], Any] | None = None,
+    sweep: Sweep | None = None,
 ) -> Callable[[dict[str, Any], Any, dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]]:
     """The step `(state, frozen, batch) -> (state, metrics)`, a pure function over the global batch.
 
@@ -89,7 +91,9 @@ def make_train_step(
       examples: size of the training set; decides the epoch that a step belongs to.
       tower: frozen text tower when it runs inside the step; `frozen` then holds its variables.
       learning_rate: schedule, for the log.
+      sweep: how losses over all pairs are tiled, with the mesh; dense and without mesh when omitted.
     """
+    sweep = sweep or Sweep()
 
     def train_step(state, frozen, batch):
         batch = with_text_vectors(batch, tower, frozen)
@@ -98,9 +102,9 @@ def make_train_step(
 
         def loss_fn(params):
             variables = {"params": params, "batch_stats": state["batch_stats"]}
-            embeddings, updated = model.apply(variables, batch, train=True, rngs=rngs, mutable=["batch_stats"])
-            loss, terms = method.loss(embeddings, batch, config, epoch)
-            return loss, (terms, updated.get("batch_stats", {}))
+            embeddings, batch_stats = embed(model, variables, batch, rngs, config.micro_batches, sweep.devices)
+            loss, terms = method.loss(embeddings, batch, config, epoch, sweep)
+            return loss, (terms, batch_stats)
 
         (loss, (terms, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
         updates, opt_state = tx.update(grads, state["opt_state"], state["params"])
@@ -117,6 +121,41 @@ def make_train_step(
         return new_state, metrics
 
     return train_step
+
+
+def embed(
+    model: Any, variables: dict[str, Any], batch: dict[str, Any], rngs: dict[str, Any], parts: int, devices: int
+) -> tuple[Any, Any]:
+    """The embeddings of a training batch and the new `batch_stats`, by `parts` micro-batches.
+
+    Every device splits its own examples. Activations live for one micro-batch at a time: each is encoded again in the
+    backward pass (GradCache, arXiv 2101.06983, as a scan over checkpointed encoders). Random keys are the same for all
+    parts, so without BatchNorm embeddings and gradients are those of the whole batch. BatchNorm takes its statistics
+    from each micro-batch, and its running averages move once per part.
+    """
+
+    def apply(params, batch_stats, batch):
+        variables = {"params": params, "batch_stats": batch_stats}
+        embeddings, updated = model.apply(variables, batch, train=True, rngs=rngs, mutable=["batch_stats"])
+        return embeddings, updated.get("batch_stats", {})
+
+    if parts == 1:
+        return apply(variables["params"], variables["batch_stats"], batch)
+
+    def split(x):  # every device's examples stay where they are
+        x = x.reshape(devices, parts, -1, *x.shape[1:]).swapaxes(0, 1)
+        return x.reshape(parts, -1, *x.shape[3:])
+
+    def join(x):
+        x = x.reshape(parts, devices, -1, *x.shape[2:]).swapaxes(0, 1)
+        return x.reshape(-1, *x.shape[3:])
+
+    def encode(batch_stats, micro_batch):
+        embeddings, batch_stats = jax.checkpoint(apply)(variables["params"], batch_stats, micro_batch)
+        return batch_stats, embeddings
+
+    batch_stats, embeddings = jax.lax.scan(encode, variables["batch_stats"], jax.tree.map(split, batch))
+    return jax.tree.map(join, embeddings), batch_stats
 
 
 def compile_train_step(train_step: Callable, target: dict[str, Any], mesh: Mesh) -> Callable:

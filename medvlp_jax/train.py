@@ -61,6 +61,7 @@ def train(config: Any, workdir: str | Path, *, command: str = "") -> dict[str, A
         examples=len(parts.train),
         tower=parts.step_tower,
         learning_rate=parts.schedule,
+        sweep=parts.sweep,
     )
     train_step = steps.compile_train_step(train_step, target, mesh)
 

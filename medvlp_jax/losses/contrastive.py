@@ -1,7 +1,9 @@
-"""Pairwise contrastive terms as global-view programs.
+"""Pairwise losses of two sets of embeddings, over the global batch.
 
-Written over the whole batch: under `jit` with embeddings sharded on the batch axis, XLA places the collectives and the
-gradients are exact, with no scale factors to get wrong.
+`score_loss` is the definition, over a matrix of scores. `contrastive` takes embeddings: `dense` through that
+definition, as a global-view program (under `jit` with embeddings sharded on the batch axis XLA places the collectives,
+and there are no scale factors to get wrong); `chunked` and `ring` by tiles (`streamed`), the same numbers for less
+memory.
 """
 
 import jax
@@ -9,101 +11,143 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-# Finite on purpose: -inf times a zero target is NaN.
-MASKED_LOGIT = -1e9
+from medvlp_jax.losses.schedules import Sweep
+from medvlp_jax.losses.similarity import product, unit_rows
+from medvlp_jax.losses.streamed import Recipe, streamed
+from medvlp_jax.losses.targets import MASKED, Targets, given, identity
 
-
-def unit_rows(x_BxD: Float[Array, "B D"], *, eps: float = 1e-12) -> Float[Array, "B D"]:
-    """Rows scaled to length one in float32; rows shorter than `eps` stay (almost) zero and get no NaN gradient."""
-    x_BxD = x_BxD.astype(jnp.float32)
-    squared_Bx1 = jnp.sum(x_BxD * x_BxD, axis=-1, keepdims=True)
-    return x_BxD * lax.rsqrt(jnp.maximum(squared_Bx1, eps * eps))
-
-
-def similarity(x_BxD: Float[Array, "B D"], y_BxD: Float[Array, "B D"]) -> Float[Array, "B B"]:
-    """Cosine of every row of `x` with every row of `y`, float32 in [-1, 1], also on accelerators that round matmuls."""
-    return jnp.matmul(unit_rows(x_BxD), unit_rows(y_BxD).T, precision=lax.Precision.HIGHEST)
-
-
-def soft_cross_entropy(
-    logits_BxB: Float[Array, "B B"],
-    targets_BxB: Float[Array, "B B"],
-    pair_mask_BxB: Bool[Array, "B B"] | None = None,
-) -> Float[Array, " B"]:
-    """Cross entropy of every row with non-negative targets that need not sum to one.
-
-    Row loss is `(sum_j T_ij) * logsumexp_j(S_ij) - sum_j T_ij S_ij`, which streams over tiles.
-
-    Args:
-      logits_BxB: rows are queries, columns candidates.
-      targets_BxB: non-negative weights.
-      pair_mask_BxB: False removes a pair from numerator and softmax.
-
-    Returns: row losses, float32. A row without any candidate gives zero.
-    """
-    logits_BxB = logits_BxB.astype(jnp.float32)
-    targets_BxB = targets_BxB.astype(jnp.float32)
-    if pair_mask_BxB is not None:
-        targets_BxB = jnp.where(pair_mask_BxB, targets_BxB, 0.0)
-        logits_BxB = jnp.where(pair_mask_BxB, logits_BxB, MASKED_LOGIT)
-    lse_B = jax.nn.logsumexp(logits_BxB, axis=1)
-    return jnp.sum(targets_BxB, axis=1) * lse_B - jnp.sum(targets_BxB * logits_BxB, axis=1)
+KINDS = ("softmax", "sigmoid")
+DENSE = Sweep()
 
 
 def contrastive(
-    x_BxD: Float[Array, "B D"],
-    y_BxD: Float[Array, "B D"],
+    x_NxD: Float[Array, "N D"],
+    y_MxD: Float[Array, "M D"],
     *,
     temperature: float | Float[Array, ""],
-    targets_BxB: Float[Array, "B B"] | None = None,
-    valid_B: Bool[Array, " B"] | None = None,
-    exclude_BxB: Bool[Array, "B B"] | None = None,
+    targets: Targets | Float[Array, "N M"] | None = None,
+    valid_N: Array | None = None,
+    valid_M: Array | None = None,
+    kind: str = "softmax",
+    bias: float | Float[Array, ""] = 0.0,
+    directions: tuple[float, float] = (1.0, 1.0),
+    dtype: jnp.dtype = jnp.float32,
+    sweep: Sweep = DENSE,
 ) -> Float[Array, ""]:
-    """Two-direction contrastive loss, directions summed, averaged over the valid examples.
+    """Contrastive loss with `S = cos(x, y) / temperature + bias` and any targets.
 
-    `l(x, y) = -1/M sum_i sum_j Y_ij (log softmax_j(A_ij) + log softmax_j(A_ji))`, `A = cos(x, y) / temperature`,
-    `Y` the targets (identity when omitted), `M` the number of valid examples.
+    `softmax`: `directions[0] * mean_i(-sum_j T_ij log softmax_j S_ij)` plus `directions[1]` times the same of columns;
+    means are over the valid rows (columns), weighted. InfoNCE, and IMITATE's loss (arXiv 2310.07355 section III, whose
+    targets need not sum to one).
+    `sigmoid`: `mean_i(-sum_j T_ij log sigmoid(S_ij) + (1 - T_ij) log sigmoid(-S_ij))`: SigLIP (arXiv 2303.15343).
 
     Args:
-      x_BxD, y_BxD: paired embeddings of any scale; rows are normalised here.
-      temperature: positive scalar.
-      targets_BxB: non-negative weight of candidate j for query i, in both directions; rows need not sum to one and no
-        gradient flows into them.
-      valid_B: examples that take part, as rows and as columns. All when omitted.
-      exclude_BxB: symmetric, True removes a pair from both softmaxes, e.g. different images with the same report.
+      x_NxD, y_MxD: embeddings of any scale; rows are normalised here, in float32.
+      temperature: positive scalar. bias: scalar. Both may be parameters.
+      targets: from `losses.targets`, or a matrix. Of a square matrix T[i, j] is the weight of candidate j for query i
+        in both directions. Identity when omitted. No gradient flows into them.
+      valid_N, valid_M: bool, or float weights ≥ 0: examples that take part, as rows and as columns; weights multiply
+        their losses. `valid_M` is `valid_N` when the batch is square, else everything.
+      kind: `softmax` or `sigmoid`.
+      directions: weights of the rows' and the columns' losses (softmax alone).
+      dtype: of the products' operands; they are accumulated in float32.
+      sweep: the schedule.
 
     Returns: float32 scalar, zero when no example is valid.
-    Source: arXiv 2310.07355 section III; the form with non-normalised targets as in
-      cheliu-computation/IMITATE-TMI2024@cd1c575.
+    Raises: ValueError for an unknown kind, or sigmoid with directions.
     """
-    logits_BxB = similarity(x_BxD, y_BxD) / temperature
-    batch = logits_BxB.shape[0]
-    targets_BxB = jnp.eye(batch) if targets_BxB is None else lax.stop_gradient(targets_BxB)
-    pair_mask_BxB = pair_mask(batch, valid_B, exclude_BxB)
-    rows_B = soft_cross_entropy(logits_BxB, targets_BxB, pair_mask_BxB)
-    columns_B = soft_cross_entropy(logits_BxB.T, targets_BxB, pair_mask_BxB)  # the pair mask is symmetric
-    if valid_B is None:
-        return jnp.mean(rows_B + columns_B)
-    weight_B = valid_B.astype(jnp.float32)
-    return jnp.sum(weight_B * (rows_B + columns_B)) / jnp.maximum(jnp.sum(weight_B), 1.0)
+    _check(kind, directions)
+    x_NxD, y_MxD = (unit_rows(z).astype(dtype) for z in (x_NxD, y_MxD))
+    scale, bias = 1.0 / jnp.asarray(temperature, jnp.float32), jnp.asarray(bias, jnp.float32)
+    count = (x_NxD.shape[0], y_MxD.shape[0])
+    if sweep.schedule == "dense":
+        score_NxM = scale * product(x_NxD, y_MxD.T) + bias
+        return score_loss(
+            score_NxM, targets=targets, valid_N=valid_N, valid_M=valid_M, kind=kind, directions=directions
+        )
+    targets = _as_targets(targets, count)
+    weights = _weights(valid_N, valid_M, count)
+    totals = [jnp.maximum(jnp.sum(weight), 1e-12) for weight in weights]
+    sides = [
+        {"targets": side, "valid": weight > 0, "weight": direction * weight / total}
+        for side, weight, total, direction in zip(
+            (targets.rows, targets.columns), weights, totals, directions, strict=True
+        )
+    ]
+    frozen = lax.stop_gradient((*sides, targets.shared))
+    return streamed(Recipe(kind, targets.tile, sweep), x_NxD, y_MxD, scale, bias, *frozen)
 
 
-def pair_mask(
-    batch: int, valid_B: Bool[Array, " B"] | None = None, exclude_BxB: Bool[Array, "B B"] | None = None
-) -> Bool[Array, "B B"] | None:
-    """Pairs that take part: both valid, not excluded; the diagonal is never excluded. None when all do."""
-    mask_BxB = None
-    if valid_B is not None:
-        mask_BxB = valid_B[:, None] & valid_B[None, :]
-    if exclude_BxB is not None:
-        kept_BxB = ~exclude_BxB | jnp.eye(batch, dtype=bool)
-        mask_BxB = kept_BxB if mask_BxB is None else mask_BxB & kept_BxB
-    return mask_BxB
+def score_loss(
+    score_NxM: Float[Array, "N M"],
+    *,
+    targets: Targets | Float[Array, "N M"] | None = None,
+    valid_N: Array | None = None,
+    valid_M: Array | None = None,
+    kind: str = "softmax",
+    directions: tuple[float, float] = (1.0, 1.0),
+) -> Float[Array, ""]:
+    """The losses of `contrastive` for scores that are there already, e.g. local ones; arguments as there."""
+    _check(kind, directions)
+    score_NxM = score_NxM.astype(jnp.float32)
+    row_NxM, column_NxM, keep_NxM = lax.stop_gradient(_as_targets(targets, score_NxM.shape).whole())
+    weight_N, weight_M = _weights(valid_N, valid_M, score_NxM.shape)
+    if valid_N is not None or valid_M is not None:
+        keep_NxM = keep_NxM & (weight_N > 0)[:, None] & (weight_M > 0)[None, :]
+    if kind == "sigmoid":
+        row_NxM = jnp.where(keep_NxM, row_NxM, 0.0)
+        loss_NxM = jnp.where(keep_NxM, jax.nn.softplus(score_NxM) - row_NxM * score_NxM, 0.0)
+        return jnp.sum(weight_N * jnp.sum(loss_NxM, axis=1)) / jnp.maximum(jnp.sum(weight_N), 1e-12)
+    loss_N = soft_cross_entropy(score_NxM, row_NxM, keep_NxM)
+    loss_M = soft_cross_entropy(score_NxM.T, column_NxM.T, keep_NxM.T)
+    return sum(
+        direction * jnp.sum(weight * loss) / jnp.maximum(jnp.sum(weight), 1e-12)
+        for direction, weight, loss in zip(directions, (weight_N, weight_M), (loss_N, loss_M), strict=True)
+    )
 
 
-def same_text(hash_B: Array, valid_B: Bool[Array, " B"] | None = None) -> Bool[Array, "B B"]:
-    """True where two different examples carry the same text, by equal hash; never on the diagonal."""
-    same_BxB = (hash_B[:, None] == hash_B[None, :]) & ~jnp.eye(hash_B.shape[0], dtype=bool)
-    if valid_B is not None:
-        same_BxB &= valid_B[:, None] & valid_B[None, :]
-    return same_BxB
+def soft_cross_entropy(
+    logits_NxM: Float[Array, "N M"],
+    targets_NxM: Float[Array, "N M"],
+    keep_NxM: Bool[Array, "N M"] | None = None,
+) -> Float[Array, " N"]:
+    """Cross entropy of every row with non-negative targets that need not sum to one.
+
+    Row loss is `(sum_j T_ij) * logsumexp_j(S_ij) - sum_j T_ij S_ij`.
+
+    Args:
+      logits_NxM: rows are queries, columns candidates.
+      targets_NxM: non-negative weights.
+      keep_NxM: False removes a pair from numerator and softmax.
+
+    Returns: row losses, float32. A row without any candidate gives zero.
+    """
+    logits_NxM = logits_NxM.astype(jnp.float32)
+    targets_NxM = targets_NxM.astype(jnp.float32)
+    if keep_NxM is not None:
+        targets_NxM = jnp.where(keep_NxM, targets_NxM, 0.0)
+        logits_NxM = jnp.where(keep_NxM, logits_NxM, MASKED)
+    lse_N = jax.nn.logsumexp(logits_NxM, axis=1)
+    return jnp.sum(targets_NxM, axis=1) * lse_N - jnp.sum(targets_NxM * logits_NxM, axis=1)
+
+
+def _check(kind: str, directions: tuple[float, float]) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"Unknown kind of pairwise loss {kind!r}. Choose one of {', '.join(KINDS)}.")
+    if kind == "sigmoid" and tuple(directions) != (1.0, 1.0):
+        raise ValueError(f"directions={directions}: a sigmoid loss counts every pair once and has no directions.")
+
+
+def _as_targets(targets: Targets | Array | None, shape: tuple[int, int]) -> Targets:
+    if targets is None:
+        return identity(*shape)
+    if isinstance(targets, Targets):
+        return targets
+    return given(targets, targets.T if shape[0] == shape[1] else targets)
+
+
+def _weights(valid_N: Array | None, valid_M: Array | None, shape: tuple[int, int]) -> tuple[Array, Array]:
+    if valid_M is None and valid_N is not None and shape[0] == shape[1]:
+        valid_M = valid_N
+    weights = (jnp.ones(count) if v is None else v for v, count in zip((valid_N, valid_M), shape, strict=True))
+    return tuple(weight.astype(jnp.float32) for weight in weights)

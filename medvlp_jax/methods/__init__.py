@@ -11,7 +11,8 @@ class Method(NamedTuple):
 
     build(config): the Linen module; its `__call__(batch, train=...)` returns every array the loss needs, and it offers
       `embed_image(image, train=...)` and `embed_text(batch, train=...)` to evaluators.
-    loss(embeddings, batch, config, epoch): scalar float32 and a dict of named float32 terms.
+    loss(embeddings, batch, config, epoch, sweep): scalar float32 and a dict of named float32 terms; `sweep` says how
+      losses over all pairs are tiled.
     """
 
     build: Callable[[Any], Any]

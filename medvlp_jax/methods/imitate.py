@@ -37,8 +37,10 @@ from jaxtyping import Array, Float
 from medvlp_jax.encoders.resnet import ResNet
 from medvlp_jax.layers.channel_tokens import ChannelAttention, channel_tokens, sample_channels, shrink_maps
 from medvlp_jax.layers.heads import ProjectionHead
-from medvlp_jax.losses.contrastive import contrastive, pair_mask, same_text
-from medvlp_jax.losses.targets import clinical_prior, prior_targets
+from medvlp_jax.losses.clinical_prior import prior_targets
+from medvlp_jax.losses.contrastive import contrastive
+from medvlp_jax.losses.schedules import Sweep
+from medvlp_jax.losses.targets import Targets
 from medvlp_jax.methods.embeddings import ImageEmbedding, TextEmbedding
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
@@ -204,7 +206,9 @@ def read_weight(epoch: Array, *, hold: int = 30, stop: int = 50) -> Float[Array,
     return jnp.where(epoch <= hold, 1.0, jnp.where(epoch < stop, falling, 0.3))
 
 
-def loss(embeddings: Embeddings, batch: dict[str, Array], config: Any, epoch: Array) -> tuple[Array, dict[str, Array]]:
+def loss(
+    embeddings: Embeddings, batch: dict[str, Array], config: Any, epoch: Array, sweep: Sweep | None = None
+) -> tuple[Array, dict[str, Array]]:
     """`L = diagnosis + mu * read + view_diagnosis + mu * view_read`, over groups of `config.loss.group_size` examples.
 
     Args:
@@ -213,22 +217,31 @@ def loss(embeddings: Embeddings, batch: dict[str, Array], config: Any, epoch: Ar
         where examples are padding.
       config: the run config; reads `config.loss`.
       epoch: whole epochs seen before this step, for mu.
+      sweep: how pairs are tiled; dense when omitted.
 
     Returns: float32 scalar and the named terms, before weighting by mu.
-    Raises: ValueError for a batch that does not split into groups, or an unknown `duplicates` rule.
+    Raises: ValueError for a batch that does not split into groups, groups with a tiled schedule, or an unknown
+      `duplicates` rule.
     Source: arXiv 2310.07355 section III.
     """
-    cfg = config.loss
+    cfg, sweep = config.loss, sweep or Sweep()
     if cfg.duplicates not in DUPLICATES:
         raise ValueError(f"loss.duplicates={cfg.duplicates!r} is unknown. Choose one of {', '.join(DUPLICATES)}.")
     used = {k: batch[k] for k in ("has_findings", "has_impression", "findings_hash", "impression_hash")}
     if "_mask" in batch:  # evaluation batches end in padding, which takes part in nothing
         used = {k: v & batch["_mask"] if k.startswith("has_") else v for k, v in used.items()}
         used["_mask"] = batch["_mask"]
-    size = cfg.group_size or embeddings.diagnosis_BxVxD.shape[0]
-    grouped = jax.tree.map(lambda x: _in_groups(x, size), (embeddings, used))
-    terms = jax.vmap(lambda e, b: _group_terms(e, b, cfg))(*grouped)
-    terms = {name: jnp.mean(value) for name, value in terms.items()}
+    if cfg.group_size and sweep.schedule != "dense":
+        raise ValueError(
+            f"loss.group_size={cfg.group_size} with loss.schedule={sweep.schedule!r}: groups are small, their loss is "
+            "dense. Use loss.schedule='dense', or loss.group_size=0 for one loss over the batch."
+        )
+    if cfg.group_size:
+        grouped = jax.tree.map(lambda x: _in_groups(x, cfg.group_size), (embeddings, used))
+        terms = jax.vmap(lambda e, b: _terms(e, b, cfg, sweep))(*grouped)
+        terms = {name: jnp.mean(value) for name, value in terms.items()}
+    else:
+        terms = _terms(embeddings, used, cfg, sweep)
     mu = read_weight(epoch, hold=cfg.mu_hold, stop=cfg.mu_stop)
     total = terms["diagnosis"] + mu * terms["read"]
     if "view_read" in terms:
@@ -236,55 +249,39 @@ def loss(embeddings: Embeddings, batch: dict[str, Array], config: Any, epoch: Ar
     return total, {**terms, "mu": mu}
 
 
-def _group_terms(embeddings: Embeddings, batch: dict[str, Array], cfg: Any) -> dict[str, Array]:
+def _terms(embeddings: Embeddings, batch: dict[str, Array], cfg: Any, sweep: Sweep) -> dict[str, Array]:
     views = embeddings.diagnosis_BxVxD.shape[1]
     diagnosis = [embeddings.diagnosis_BxVxD[:, v] for v in range(views)]
     read = [embeddings.read_BxVxPxD[:, v] for v in range(views)]
+
+    def text_term(images: list[Array], text_BxD: Array, frozen_BxE: Array, section: str) -> Array:
+        valid_B = batch[f"has_{section}"]
+        hash_B = batch[f"{section}_hash"] if cfg.duplicates == "mask" else None
+        targets = _targets(frozen_BxE, cfg.temperature_text, cfg, sweep, valid_B=valid_B, hash_B=hash_B)
+        return sum(
+            contrastive(
+                image_BxD, text_BxD, temperature=cfg.temperature_text, targets=targets, valid_N=valid_B, sweep=sweep
+            )
+            for image_BxD in images
+        )
+
     terms = {
-        "diagnosis": _text_term(
-            diagnosis, embeddings.impression_BxD, embeddings.impression_BxE, "impression", batch, cfg
-        ),
-        "read": _text_term(
-            [r[:, 0] for r in read], embeddings.findings_BxD, embeddings.findings_BxE, "findings", batch, cfg
-        ),
+        "diagnosis": text_term(diagnosis, embeddings.impression_BxD, embeddings.impression_BxE, "impression"),
+        "read": text_term([r[:, 0] for r in read], embeddings.findings_BxD, embeddings.findings_BxE, "findings"),
     }
     if cfg.view_terms and views == 2:
         # The last draw of each view: the released code redraws channels for its view-view pass.
-        prior_BxB = _prior(embeddings.impression_BxE, batch["has_impression"], cfg)
-        targets_BxB = _targets(prior_BxB, cfg.temperature_view, cfg, valid_B=batch["has_impression"])
-        view = {"temperature": cfg.temperature_view, "valid_B": batch.get("_mask")}
-        terms["view_diagnosis"] = 2.0 * contrastive(*diagnosis, targets_BxB=targets_BxB, **view)
+        impression = {"valid_B": batch["has_impression"]}
+        targets = _targets(embeddings.impression_BxE, cfg.temperature_view, cfg, sweep, **impression)
+        view = {"temperature": cfg.temperature_view, "valid_N": batch.get("_mask"), "sweep": sweep}
+        terms["view_diagnosis"] = 2.0 * contrastive(*diagnosis, targets=targets, **view)
         terms["view_read"] = 2.0 * contrastive(read[0][:, -1], read[1][:, -1], **view)
     return terms
 
 
-def _text_term(images: list[Array], text_BxD: Array, frozen_BxE: Array, section: str, batch: dict, cfg: Any) -> Array:
-    valid_B = batch[f"has_{section}"]
-    exclude_BxB = same_text(batch[f"{section}_hash"], valid_B) if cfg.duplicates == "mask" else None
-    pairs_BxB = pair_mask(valid_B.shape[0], valid_B, exclude_BxB)
-    prior_BxB = _prior(frozen_BxE, valid_B, cfg)
-    targets_BxB = _targets(prior_BxB, cfg.temperature_text, cfg, valid_B=valid_B, pair_mask_BxB=pairs_BxB)
-    return sum(
-        contrastive(
-            image_BxD,
-            text_BxD,
-            temperature=cfg.temperature_text,
-            targets_BxB=targets_BxB,
-            valid_B=valid_B,
-            exclude_BxB=exclude_BxB,
-        )
-        for image_BxD in images
-    )
-
-
-def _prior(frozen_BxE: Array, valid_B: Array, cfg: Any) -> Array:
-    rule = {"kernel": cfg.prior.kernel, "ratio": cfg.prior.ratio, "centre": cfg.prior.centre}
-    return clinical_prior(frozen_BxE, **rule, valid_B=valid_B)
-
-
-def _targets(prior_BxB: Array, temperature: float, cfg: Any, **masks: Array) -> Array:
-    rule = {"mass": cfg.prior.mass, "reference_batch": cfg.prior.reference_batch}
-    return prior_targets(prior_BxB, temperature=temperature, **rule, **masks)
+def _targets(frozen_BxE: Array, temperature: float, cfg: Any, sweep: Sweep, **examples: Array | None) -> Targets:
+    """The clinical prior as targets. Args: examples: `valid_B`, `hash_B`."""
+    return prior_targets(frozen_BxE, temperature=temperature, sweep=sweep, **cfg.prior, **examples)
 
 
 def _in_groups(x: Array, size: int) -> Array:
