@@ -62,6 +62,7 @@ def prior_targets(
     centre: bool = False,
     valid_B: Bool[Array, " B"] | None = None,
     hash_B: Array | None = None,
+    dtype: jnp.dtype = jnp.float32,
     sweep: Sweep | None = None,
 ) -> Targets:
     """Contrastive targets `Y = I + scale * temperature * prior`.
@@ -76,6 +77,7 @@ def prior_targets(
       mass: `released` (scale 1), `batch_invariant`, or `row` (every row of Y divided by its sum).
       reference_batch: the batch whose row mass is kept.
       hash_B: different examples with equal hashes (identical reports) take no part as pairs.
+      dtype: of the unit vectors whose products are correlations; products are accumulated in float32.
       sweep: how row sums are taken.
 
     Raises: ValueError for an unknown mass rule or kernel.
@@ -87,6 +89,7 @@ def prior_targets(
         batch = report_BxE.shape[0] if valid_B is None else jnp.sum(valid_B.astype(jnp.float32))
         scale = scale * ((reference_batch - 1) / jnp.maximum(batch - 1.0, 1.0))
     side = _side(report_BxE, valid_B, centre)
+    side["unit"] = side["unit"].astype(dtype)
     shared = {"ratio": jnp.asarray(ratio, jnp.float32), "scale": scale}
     targets = Targets(side, side, shared, functools.partial(_softened, _checked(kernel)))
     if hash_B is not None:

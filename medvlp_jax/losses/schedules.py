@@ -56,6 +56,27 @@ class Sweep:
         """Devices that the batch is split over."""
         return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in self.axes)
 
+    def place(self, x: jax.Array, *spec: Any) -> jax.Array:
+        """`x` with axes placed on mesh axes as `spec` says, where there is a mesh."""
+        if self.mesh is None:
+            return x
+        return lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*spec)))
+
+    def split(self, x: jax.Array, size: int) -> jax.Array:
+        """[N, ...] -> [chunks, devices * size, ...]: every chunk takes `size` examples of every device; zeros fill up.
+
+        So no example moves to another device before its chunk is gathered.
+        """
+        x = _padded(x.reshape(self.devices, -1, *x.shape[1:]), size, axis=1)
+        x = x.reshape(self.devices, -1, size, *x.shape[2:]).swapaxes(0, 1)
+        return self.place(x.reshape(-1, self.devices * size, *x.shape[3:]), None, self.axes)
+
+    def join(self, x: jax.Array, total: int) -> jax.Array:
+        """The first `total` examples that `split` made chunks of."""
+        x = x.reshape(x.shape[0], self.devices, -1, *x.shape[2:]).swapaxes(0, 1)
+        x = x.reshape(self.devices, -1, *x.shape[3:])[:, : total // self.devices]
+        return self.place(x.reshape(total, *x.shape[2:]), self.axes)
+
     def __call__(self, visit: Visit, rows: dict, columns: dict, shared: Any, row_state: Any, column_state: Any):
         sides = [{**side, "real": jnp.ones(_length(side), bool)} for side in (rows, columns)]
         for name, side in zip(("rows", "columns"), sides, strict=True):
@@ -74,36 +95,18 @@ def _dense(sweep, visit, rows, columns, shared, row_state, column_state):
 
 
 def _chunked(sweep, visit, rows, columns, shared, row_state, column_state):
-    """Chunks take equally many columns from every device, so that no column moves before its chunk is gathered."""
-    devices, total = sweep.devices, _length(columns)
-    own = total // devices
-    size = min(max(sweep.chunk // devices, 1), own)
-
-    def to_chunks(x):
-        x = _padded(x.reshape(devices, own, *x.shape[1:]), size, axis=1)
-        x = x.reshape(devices, -1, size, *x.shape[2:]).swapaxes(0, 1)
-        return place(x.reshape(-1, devices * size, *x.shape[3:]), None, sweep.axes)
-
-    def from_chunks(x):
-        x = x.reshape(-1, devices, size, *x.shape[2:]).swapaxes(0, 1)
-        return place(x.reshape(devices, -1, *x.shape[3:])[:, :own].reshape(total, *x.shape[3:]), sweep.axes)
-
-    def place(x, *spec):
-        return (
-            x
-            if sweep.mesh is None
-            else lax.with_sharding_constraint(x, NamedSharding(sweep.mesh, PartitionSpec(*spec)))
-        )
+    total = _length(columns)
+    size = min(max(sweep.chunk // sweep.devices, 1), total // sweep.devices)
 
     def step(row_state, chunk):
         columns, column_state = chunk
-        columns = jax.tree.map(place, columns)  # gathered: a tile has its rows on their devices and all its columns
-        row_state, column_state = visit(rows, columns, shared, row_state, column_state)
-        return jax.tree.map(lambda x: place(x, sweep.axes), (row_state, column_state))
+        columns = jax.tree.map(sweep.place, columns)  # gathered: a tile has its rows at home and all its columns
+        states = visit(rows, columns, shared, row_state, column_state)
+        return jax.tree.map(lambda x: sweep.place(x, sweep.axes), states)
 
-    chunks = jax.tree.map(to_chunks, (columns, column_state))
+    chunks = jax.tree.map(lambda x: sweep.split(x, size), (columns, column_state))
     row_state, column_state = lax.scan(step, row_state, chunks)
-    return row_state, jax.tree.map(from_chunks, column_state)
+    return row_state, jax.tree.map(lambda x: sweep.join(x, total), column_state)
 
 
 def _ring(sweep, visit, rows, columns, shared, row_state, column_state):
