@@ -25,6 +25,11 @@ MAY_IMPORT = {
         "medvlp_jax.data.labels",
         "medvlp_jax.heatmap",
     ),
+    "medvlp_jax/plan": (
+        "medvlp_jax.plan",
+        "medvlp_jax.methods",
+        *(f"medvlp_jax.{module}" for module in ("build", "config", "optim", "sharding", "step")),
+    ),
     "medvlp_jax/report": (
         "medvlp_jax.report",
         "medvlp_jax.evaluators",

@@ -1,0 +1,136 @@
+"""What a program costs: FLOPs from its shapes; memory, traffic and collectives as the compiler tells them."""
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from typing import Any
+
+import jax
+import numpy as np
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Per device.
+
+    arguments, temporaries, total: bytes of memory. flops, memory_traffic (bytes read and written): as the compiler
+    counts them, loop bodies once. seconds: its own estimate, None where it has none. collectives: kind -> (count, bytes
+    of their results).
+    """
+
+    arguments: int
+    temporaries: int
+    total: int
+    flops: float
+    memory_traffic: float
+    seconds: float | None
+    collectives: dict[str, tuple[int, int]]
+
+
+def cost(compiled: jax.stages.Compiled) -> Cost:
+    """What the compiler says of a compiled program."""
+    memory, analysis = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    total = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+    seconds = analysis.get("optimal_seconds", -1.0)
+    return Cost(
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        total=total,
+        flops=analysis.get("flops", 0.0),
+        memory_traffic=analysis.get("bytes accessed", 0.0),
+        seconds=seconds if seconds > 0 else None,
+        collectives=collectives(compiled.as_text()),
+    )
+
+
+def collectives(hlo: str) -> dict[str, tuple[int, int]]:
+    """Kind -> how many collectives, and the bytes of their results, in the text of a compiled program.
+
+    Asynchronous pairs count once, fusions that scatter what they reduce (`all-reduce-scatter`) as reduce-scatter.
+    """
+    counts: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    seen = set()
+    pattern = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(")
+    for line in hlo.splitlines():
+        match = pattern.search(line)
+        if not match:
+            continue
+        channel = re.search(r"channel_id=(\d+)", line)
+        key = (match[2], channel[1] if channel else line)
+        if key in seen:
+            continue
+        seen.add(key)
+        arrays = re.findall(r"(\w+)\[([\d,]+)\]", match[1])
+        if match[3] and match[2] in ("all-gather", "collective-permute"):
+            arrays = arrays[len(arrays) // 2 :]  # what such a start returns holds its operands first
+        counts[match[2]] += 1
+        sizes[match[2]] += sum(_BYTES.get(t, 4) * math.prod(int(n) for n in s.split(",") if n) for t, s in arrays)
+    scattered = len(set(re.findall(r"%(all-reduce-scatter[\w.]*) = ", hlo)))
+    if scattered:
+        counts["reduce-scatter"] += scattered
+    return {kind: (counts[kind], sizes[kind]) for kind in COLLECTIVES if counts[kind]}
+
+
+def count_flops(jaxpr: Any) -> float:
+    """FLOPs of the matrix products and convolutions of a jaxpr, two per multiplication, loops times their length.
+
+    Everything else (norms, activations, softmax) is left out, as is usual for model FLOPs.
+    """
+    total = 0.0
+    for eqn in jaxpr.eqns:
+        name, params = eqn.primitive.name, eqn.params
+        if name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            depth = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+            total += 2.0 * depth * np.prod(eqn.outvars[0].aval.shape, dtype=np.float64)
+        elif name == "conv_general_dilated":
+            kernel, spec = eqn.invars[1].aval.shape, params["dimension_numbers"].rhs_spec
+            per_output = np.prod(kernel, dtype=np.float64) / kernel[spec[0]]  # [O, I, spatial...] in `spec` order
+            total += 2.0 * per_output * np.prod(eqn.outvars[0].aval.shape, dtype=np.float64)
+        elif name == "scan":
+            total += params["length"] * count_flops(params["jaxpr"].jaxpr)
+        elif name == "cond":  # alternatives for platforms are conds, too
+            total += max(count_flops(branch.jaxpr) for branch in params["branches"])
+        elif name == "shard_map":
+            total += params["mesh"].size * count_flops(params["jaxpr"])
+        else:
+            for inner in params.values():
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    total += count_flops(inner)
+    return float(total)
+
+
+def largest_arrays(jaxpr: Any, chips: int, count: int = 5) -> list[str]:
+    """The largest arrays of the forward pass, as lines: bytes per chip when they are split, shape, and how many."""
+    sizes: Counter[str] = Counter()
+    number: Counter[str] = Counter()
+
+    def walk(jaxpr: Any) -> None:
+        for eqn in jaxpr.eqns:
+            inner = [getattr(p, "jaxpr", p) for p in eqn.params.values()]
+            inner += [branch.jaxpr for branch in eqn.params.get("branches", ())][:1]
+            for part in (p for p in inner if hasattr(p, "eqns")):
+                walk(part)
+            for var in eqn.outvars:
+                shape = getattr(var.aval, "shape", ())
+                key = f"{var.aval.dtype.name}{list(shape)}" if shape else ""
+                if key:
+                    sizes[key] = int(np.prod(shape, dtype=np.int64)) * getattr(var.aval.dtype, "itemsize", 4)
+                    number[key] += 1
+
+    walk(jaxpr)
+    lines = []
+    for key, size in sizes.most_common(count):
+        lines.append(f"{size / chips / 2**20:8.1f} MiB per chip: {key}, {number[key]} of them in the forward pass")
+    return lines

@@ -1,0 +1,155 @@
+"""What a training step costs on a described slice: the step that training runs, compiled from shapes alone."""
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+import jax
+
+from medvlp_jax import build, methods, optim, sharding
+from medvlp_jax import step as steps
+from medvlp_jax.plan import topology
+from medvlp_jax.plan.compiled import Cost, cost, count_flops, largest_arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One run on one slice; bytes, FLOPs and seconds are per chip unless said otherwise.
+
+    fits: None when the program fits, else what the compiler says. memory: what holds how many bytes. model_flops: of
+    all chips, counted from shapes, the forward pass three times. bounds: seconds that compute, memory and network take
+    at their peak rates. step_seconds: the largest of them. mfu: at that time.
+    """
+
+    topology: str
+    chips: int
+    batch_size: int
+    fits: str | None
+    compile_seconds: float
+    memory: dict[str, int]
+    memory_limit: int
+    model_flops: float
+    compiled: Cost | None
+    bounds: dict[str, float]
+    step_seconds: float | None
+    images_per_second: float | None
+    mfu: float | None
+    total_steps: int
+    hours: float | None
+    chip_hours: float | None
+    price: float | None
+    largest_arrays: list[str]
+
+
+def lower_step(config: Any, mesh: Any, *, text_width: int, total_steps: int, examples: int) -> tuple[Any, Any, Any]:
+    """The training step of a run, lowered for a mesh from shapes alone.
+
+    Returns: the lowered step, the state's and the batch's ShapeDtypeStructs.
+    Raises: ValueError for a batch that does not split over the mesh, or text towers inside the step.
+    """
+    if not config.text.cache:
+        raise ValueError("plan compiles steps with cached text vectors: use --config.text.cache=True.")
+    sharding.check_batch(config.batch_size, mesh, parts=config.micro_batches)
+    method = methods.get(config.method)
+    model, tx = method.build(config), optim.optimizer(config.optimizer, total_steps)
+    example = build.batch_shapes(config, text_width)
+    target = steps.sharded_state(model, tx, example, config.seed, mesh)[1]
+    batch = batch_structs(config, text_width)
+    sweep = build.pair_sweep(config, mesh)[0]
+    schedule = optim.schedule(config.optimizer, total_steps)
+    step = steps.make_train_step(model, method, tx, config, examples=examples, learning_rate=schedule, sweep=sweep)
+    return steps.compile_train_step(step, target, mesh).lower(target, {}, batch), target, batch
+
+
+def batch_structs(config: Any, text_width: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a global training batch with cached text vectors."""
+    size = config.batch_size
+    shapes = {
+        name: jax.ShapeDtypeStruct((size, *one.shape[1:]), one.dtype)
+        for name, one in build.batch_shapes(config, text_width).items()
+    }
+    return shapes | {f"{section}_hash": jax.ShapeDtypeStruct((size,), "int32") for section in steps.SECTIONS}
+
+
+def forward_jaxpr(config: Any, batch: dict[str, Any]) -> Any:
+    """The loss of a global batch as a jaxpr, for counting; dense and in one piece, whatever the config says."""
+    method = methods.get(config.method)
+    model = method.build(config)
+    variables = jax.eval_shape(lambda: steps.init_variables(model, batch, config.seed))
+
+    def loss(variables, batch):
+        rngs = {"channels": jax.random.key(0)}
+        embeddings, _ = model.apply(variables, batch, train=True, rngs=rngs, mutable=["batch_stats"])
+        return method.loss(embeddings, batch, config, 0)[0]
+
+    return jax.make_jaxpr(loss)(variables, batch).jaxpr
+
+
+def make_plan(
+    config: Any, slice_: topology.Topology, *, examples: int, text_width: int, price: float | None = None
+) -> Plan:
+    """Compiles the step for a slice and works out what the run takes there."""
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, slice_.devices)
+    total_steps = config.total_steps or max(config.epochs * examples // config.batch_size, 1)
+    chips, chip = len(slice_.devices), slice_.chip
+    start = time.perf_counter()
+    lowered, target, batch = lower_step(
+        config, mesh, text_width=text_width, total_steps=total_steps, examples=max(examples, 1)
+    )
+    jaxpr = forward_jaxpr(config, batch)
+    memory = {
+        "parameters": _bytes_per_chip(target["params"]) + _bytes_per_chip(target["batch_stats"]),
+        "optimizer": _bytes_per_chip(target["opt_state"]),
+        "batch": sum(math.prod(s.shape) * s.dtype.itemsize for s in batch.values()) // chips,
+    }
+    compiled, refused = None, None
+    try:
+        compiled = cost(topology.compile_for_chip(lowered, slice_))
+        memory["activations and temporaries"] = compiled.temporaries
+        memory["total"] = compiled.total
+    except jax.errors.JaxRuntimeError as error:
+        refused = topology.too_large(error)
+        if refused is None:
+            raise
+    model_flops = 3.0 * count_flops(jaxpr)
+    bounds = {}
+    if compiled:
+        bounds = {
+            "compute": model_flops / chips / chip.flops,
+            "memory": compiled.memory_traffic / chip.memory_bandwidth,
+            "network": network_seconds(compiled, chips, chip.network),
+        }
+    seconds = max(bounds.values()) if bounds else None
+    hours = seconds * total_steps / 3600 if seconds and (config.total_steps or examples) else None
+    return Plan(
+        topology=slice_.name,
+        chips=chips,
+        batch_size=config.batch_size,
+        fits=refused,
+        compile_seconds=time.perf_counter() - start,
+        memory=memory,
+        memory_limit=int(chip.memory),
+        model_flops=model_flops,
+        compiled=compiled,
+        bounds=bounds,
+        step_seconds=seconds,
+        images_per_second=config.batch_size / seconds if seconds else None,
+        mfu=model_flops / (seconds * chips * chip.flops) if seconds else None,
+        total_steps=total_steps if config.total_steps or examples else 0,
+        hours=hours,
+        chip_hours=hours * chips if hours else None,
+        price=hours * chips * price if hours and price is not None else None,
+        largest_arrays=largest_arrays(jaxpr, chips) if refused else [],
+    )
+
+
+def network_seconds(compiled: Cost, chips: int, bandwidth: float) -> float:
+    """Seconds that the collectives take at full bandwidth: rings, so that a reduction moves its array twice."""
+    moved = {"all-reduce": 2.0, "all-gather": 1.0, "reduce-scatter": 1.0, "all-to-all": 1.0, "collective-permute": 1.0}
+    share = (chips - 1) / chips
+    return sum(moved[kind] * share * size for kind, (_, size) in compiled.collectives.items()) / bandwidth
+
+
+def _bytes_per_chip(tree: Any) -> int:
+    return sum(math.prod(s.sharding.shard_shape(s.shape)) * s.dtype.itemsize for s in jax.tree.leaves(tree))

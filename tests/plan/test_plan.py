@@ -1,0 +1,157 @@
+"""What a step costs: counting, reading the compiler, the plan of a small run; a TPU compile where there is libtpu."""
+
+import importlib.util
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny
+from jax import lax
+
+from configs import imitate
+from medvlp_jax.encoders.resnet import ResNet
+from medvlp_jax.plan import costs, search, topology
+from medvlp_jax.plan.compiled import Cost, collectives, count_flops, largest_arrays
+
+
+def test_flops_of_products_and_loops():
+    def three_products(x, y):
+        return lax.scan(lambda c, _: (c @ y, None), x, length=3)[0]
+
+    jaxpr = jax.make_jaxpr(jax.jit(three_products))(jnp.ones((4, 8)), jnp.ones((8, 8))).jaxpr
+    assert count_flops(jaxpr) == 3 * 2 * 4 * 8 * 8
+
+
+def test_flops_of_resnet50_are_those_of_the_literature():
+    model, image = ResNet(depth="50"), jax.ShapeDtypeStruct((8, 224, 224, 3), "float32")
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.ones(image.shape), train=False))
+    jaxpr = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, image).jaxpr
+    assert count_flops(jaxpr) == pytest.approx(8 * 2 * 4.09e9, rel=0.01)  # 4.09 G multiplications
+    assert "float32[8, 112, 112, 64]" in largest_arrays(jaxpr, chips=1)[0]
+
+
+HLO = """
+  %all-reduce.1 = (f32[10]{0}, bf16[2,8]{1,0}) all-reduce(%a, %b), channel_id=1, replica_groups={}
+  %all-reduce.2 = (f32[10]{0}, bf16[2,8]{1,0}) all-reduce(%c, %d), channel_id=1, replica_groups={}
+  %ag = (f32[4]{0}, f32[16]{0}) all-gather-start(%e), channel_id=2
+  %agd = f32[16]{0} all-gather-done(%ag)
+  %cp = (f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%f), channel_id=3
+  %all-reduce-scatter.7 = f32[5]{0} fusion(%g), kind=kCustom, calls=%x
+"""
+
+
+def test_collectives_count_once_per_channel():
+    assert collectives(HLO) == {
+        "all-gather": (1, 64),
+        "all-reduce": (1, 40 + 32),
+        "reduce-scatter": (1, 0),
+        "collective-permute": (1, 32),
+    }
+
+
+def test_network_counts_a_reduction_twice():
+    compiled = Cost(0, 0, 0, 0.0, 0.0, None, {"all-reduce": (1, 1000), "all-gather": (2, 500)})
+    assert costs.network_seconds(compiled, 4, 100.0) == pytest.approx(0.75 * (2 * 1000 + 500) / 100)
+
+
+def test_unknown_topologies_list_the_known():
+    for name in ("v5e", "v9:4x4", "v5e:4x4*"):
+        with pytest.raises(ValueError, match=r"KIND:SHAPE.*v5e: 2x2, 2x4, 4x4"):
+            topology.describe(name)
+
+
+def test_what_does_not_fit_is_told_from_other_errors():
+    error = RuntimeError(
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (19.54G) exceeds "
+        "available HBM (15.75G)."
+    )
+    assert topology.too_large(error).endswith("exceeds available HBM (15.75G)")
+    assert topology.too_large(RuntimeError("INTERNAL: something else")) is None
+
+
+@pytest.fixture
+def here():
+    """This process's CPU as a slice of one chip, so that the whole path runs without the TPU compiler."""
+    return topology.Topology("here", "v5e", topology.CHIPS["v5e"], jax.devices()[:1])
+
+
+@pytest.fixture
+def config():
+    config = imitate.get_config("demo").unlock()
+    config.update_from_flattened_dict({"image.size": 64, "batch_size": 8, "total_steps": 100})
+    return config
+
+
+def test_the_plan_of_a_small_run(here, config):
+    plan = costs.make_plan(config, here, examples=1000, text_width=16, price=2.0)
+    assert plan.fits is None
+    assert plan.memory["optimizer"] == pytest.approx(2 * plan.memory["parameters"], rel=0.05)  # two moments
+    assert plan.memory["total"] >= sum(plan.memory[part] for part in ("parameters", "optimizer", "batch"))
+    assert plan.step_seconds == max(plan.bounds.values())
+    assert plan.hours == pytest.approx(plan.step_seconds * 100 / 3600)
+    assert plan.price == pytest.approx(2.0 * plan.chip_hours)
+    # The compiler counts what it runs, forward and backward, elementwise work too; products dominate both.
+    assert 0.5 < plan.compiled.flops / plan.model_flops < 2.0
+
+
+def test_largest_batch_and_remedies(here, config, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked = []
+
+    def needs(config, slice_, **settings):
+        asked.append((config.batch_size, config.micro_batches))
+        size = 10 * config.batch_size // config.micro_batches
+        return size if size <= 1000 else None
+
+    monkeypatch.setattr(search, "bytes_per_chip", needs)
+    assert search.largest_batch(config, here, examples=1, text_width=16) == 96  # within an eighth of 100
+    config.batch_size = 320
+    found = search.remedies(config, here, examples=1, text_width=16, say=lambda line: None)
+    assert found["micro_batches=2"] is None
+    assert found["micro_batches=4"] == 800
+    assert "micro_batches=8" not in found
+    assert found["model.trunk.remat=True"] is None
+
+
+def test_what_was_compiled_is_remembered(here, config, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = search.bytes_per_chip(config, here, examples=1, text_width=16)
+    monkeypatch.setattr(search.costs, "lower_step", lambda *a, **k: pytest.fail("compiled again"))
+    assert search.bytes_per_chip(config, here, examples=1, text_width=16) == first > 0
+
+
+def test_bad_input_is_named():
+    done = tiny.run(
+        [sys.executable, "-m", "medvlp_jax.plan", "--config", "configs/imitate.py:demo", "--topology", "v5"],
+        check=False,
+    )
+    assert done.returncode
+    assert "ValueError: Unknown topology 'v5'" in done.stderr
+    done = tiny.run(
+        [
+            sys.executable,
+            "-m",
+            "medvlp_jax.plan",
+            "--config",
+            "configs/imitate.py:demo",
+            "--topology",
+            "v5e:2x2",
+            "--price=v5e",
+        ],
+        check=False,
+    )
+    assert "must be KIND=NUMBER" in done.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the extra tpu (libtpu) is not installed")
+def test_the_demo_compiled_for_a_slice():
+    command = [sys.executable, "-m", "medvlp_jax.plan", "--config", "configs/imitate.py:demo", "--topology", "v5e:2x2"]
+    done = tiny.run([*command, "--json", "--text_width=16", "--config.batch_size=64", "--examples=640"])
+    plan = json.loads(done.stdout.splitlines()[-1])
+    assert plan["chips"] == 4
+    assert plan["fits"] is None
+    assert plan["memory"]["total"] < plan["memory_limit"]
+    assert plan["compiled"]["collectives"]["all-reduce"][0] > 10
+    assert 0 < plan["mfu"] < 1
