@@ -129,6 +129,8 @@ watch() { # training resumes by itself from the same WORKDIR, so after a preempt
           'running ') ;;
           '') say "hosts do not answer: $(tail -n 1 "$errors")" ;;
           'none ') attempt 'installing, starting' begin ;;
+          '75 ') attempt 'stopped with its checkpoint saved; starting again' restart ;;
+          '2 ') say "training named an error that a restart does not help: 'tpu_vm.sh log'" && return 1 ;;
           *) restarts=$((restarts + 1))
             ((restarts <= RESTARTS)) || { say "hosts: $hosts; gave up after $RESTARTS restarts" && return 1; }
             attempt "hosts: $hosts; restart $restarts of $RESTARTS" restart ;;

@@ -1,6 +1,8 @@
 """Train or evaluate:  python -m medvlp_jax.main --config configs/imitate.py:demo --workdir runs/demo [--mode eval]
 
 Fields of the config are overridden as --config.batch_size=64. The same command resumes an interrupted run.
+Exit codes: 0 done; 2 an error that trying again does not help, named in one line; 75 stopped by a signal with its
+checkpoint saved, to be started again; anything else is a crash. `launch/supervise.py` goes by them.
 """
 
 import shlex
@@ -8,6 +10,8 @@ import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
+
+NAMED_ERROR, STOPPED = 2, 75
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with arguments: configs/imitate.py:demo")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run folder: made when missing, resumed when not.")
@@ -30,14 +34,17 @@ def main(argv):
         if _MODE.value == "train":
             from medvlp_jax.train import train
 
-            train(_CONFIG.value, _WORKDIR.value, command=f"python -m medvlp_jax.main {shlex.join(sys.argv[1:])}")
+            command = f"python -m medvlp_jax.main {shlex.join(sys.argv[1:])}"
+            if train(_CONFIG.value, _WORKDIR.value, command=command)["stopped"]:
+                sys.exit(STOPPED)
         else:
             from medvlp_jax.evaluate import evaluate
 
             evaluate(_CONFIG.value, _WORKDIR.value, checkpoint_steps=_steps(_CHECKPOINTS.value))
     except (ValueError, FileNotFoundError, CheckpointError, NonFiniteError) as error:
         logging.vlog(1, "%s", error, exc_info=True)
-        sys.exit(f"{type(error).__name__}: {error}")
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(NAMED_ERROR)
 
 
 def _steps(text):

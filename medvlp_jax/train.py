@@ -27,7 +27,7 @@ def train(config: Any, workdir: str | Path, *, command: str = "") -> dict[str, A
     SIGTERM and SIGINT save a checkpoint and return early; the same call resumes with the same batches and numbers.
 
     Args: command: the command line that this is, for the log and the report.
-    Returns: {"step", "scores"}; `scores` is empty for a run that was told to stop.
+    Returns: {"step", "scores", "stopped"}; `scores` is empty for a run that was told to stop.
     Raises: ValueError for a config that does not fit the data, devices or the folder; NonFiniteError when a loss term
       breaks; CheckpointError for a checkpoint that cannot be written or belongs to another model.
     """
@@ -152,7 +152,7 @@ def train(config: Any, workdir: str | Path, *, command: str = "") -> dict[str, A
         say(f"stopped   by {stop.name} after step {number}; the checkpoint is saved, the same command resumes")
         writer.close()
         say.close()
-        return {"step": number, "scores": {}}
+        return {"step": number, "scores": {}, "stopped": True}
     say(f"trained   {number} steps in {clock(progress.seconds())}; scoring the {config.data.test_split} split")
     scores = score_run(scorer, state, untrained_scores(scorer, make_state), workdir, number)
     final = {f"{config.data.test_split}/{row['name']}": row["value"] for row in scores["scores"]}
@@ -169,7 +169,7 @@ def train(config: Any, workdir: str | Path, *, command: str = "") -> dict[str, A
         except (ValueError, FileNotFoundError) as error:
             say(f"report      not written: {error}  Try: python -m medvlp_jax.report {workdir}")
     say.close()
-    return {"step": number, "scores": scores}
+    return {"step": number, "scores": scores, "stopped": False}
 
 
 def _report(number, metrics, config, writer, progress, say, wait_seconds) -> None:

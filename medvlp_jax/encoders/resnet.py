@@ -242,10 +242,18 @@ def space_to_depth_conv(x: jax.Array, kernel: jax.Array, stride: int = 2) -> jax
 
 
 def max_pool_3x3(x: jax.Array) -> jax.Array:
-    """3x3 max-pool of NHWC with stride 2 and -inf padding of 1.
+    """3x3 max-pool of NHWC with stride 2 and -inf padding of 1."""
+    return jax.lax.platform_dependent(x, cpu=_max_of_slices, default=_max_of_windows)
 
-    A maximum of shifted slices, rows first: its gradient is elementwise, where the one of `reduce_window` is a scatter.
-    Equal maxima share the gradient (torch gives it to the first).
+
+def _max_of_windows(x: jax.Array) -> jax.Array:
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+
+def _max_of_slices(x: jax.Array) -> jax.Array:
+    """A maximum of shifted slices, rows first: its gradient is elementwise, that of a window a scatter, slow on CPU.
+
+    Equal maxima share the gradient; a window and torch give it to the first.
     """
     h, w = x.shape[1:3]
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
