@@ -73,6 +73,8 @@ def base() -> ConfigDict:
     config.log_every_steps = 50
     config.checkpoint_every_steps = 1000
     config.keep_checkpoints = 3
+    # A process without a step for so long prints the stacks of its threads and ends, to be started again; 0: never.
+    config.hang_seconds = 1800
     config.eval_every_steps = 1000
 
     # -1: all devices that the other axis leaves over.

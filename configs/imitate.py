@@ -121,11 +121,11 @@ def released(config):
 
 def small(config):
     """A trunk that two CPU cores train in minutes: one ResNet-18 block per stage, width 16, last map 6x6."""
-    config.total_steps = 2600
+    config.total_steps = 3000
     config.batch_size = 32
     config.log_every_steps = 100
-    config.checkpoint_every_steps = 650
-    config.eval_every_steps = 650
+    config.checkpoint_every_steps = 750
+    config.eval_every_steps = 750
     config.eval_batch_size = 64
     config.data.threads = 2
     config.image.size = 96
@@ -155,6 +155,7 @@ def small(config):
     config.model.diagnosis_hidden = 128
     config.model.text_hidden = 256
     config.optimizer.learning_rate = 3e-3
+    config.optimizer.weight_decay = 1.0
     config.optimizer.warmup_steps = 50
     if config.data.name.split("/")[0] == "cxr_phantom":
         config.evaluation.findings = RENDERED

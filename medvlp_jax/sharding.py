@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp")
@@ -52,6 +53,8 @@ def initialize_processes() -> None:
 def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Mesh with axes `data` and `fsdp`. One of the sizes may be -1: all devices that the other leaves over.
 
+    Of several TPU slices the data axis crosses the data-centre network, each slice holding one run of it.
+
     Raises: ValueError when the sizes do not multiply to the number of devices.
     """
     devices = list(devices or jax.devices())
@@ -67,7 +70,16 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | Non
             f"mesh.data={data} x mesh.fsdp={fsdp} does not make {len(devices)} devices. "
             f"Use mesh.data=-1 and a mesh.fsdp that divides {len(devices)}."
         )
-    return jax.make_mesh((sizes["data"], sizes["fsdp"]), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    types = (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1:
+        if sizes["data"] % slices:
+            raise ValueError(
+                f"mesh.data={sizes['data']} does not split over {slices} slices; only the data axis may cross them."
+            )
+        within = (sizes["data"] // slices, sizes["fsdp"])
+        return Mesh(mesh_utils.create_hybrid_device_mesh(within, (slices, 1), devices), AXES, axis_types=types)
+    return jax.make_mesh((sizes["data"], sizes["fsdp"]), AXES, axis_types=types, devices=devices)
 
 
 def check_batch(batch_size: int, mesh: Mesh, name: str = "batch_size", parts: int = 1) -> None:

@@ -17,6 +17,7 @@ from medvlp_jax.metrics import Console, MetricWriter, Progress, check_finite, cl
 from medvlp_jax.report.page import write_report
 from medvlp_jax.score_table import brief, flat, format_scores
 from medvlp_jax.scorer import Scorer
+from medvlp_jax.watchdog import Watchdog
 
 
 def train(config: Any, workdir: str | Path, *, command: str = "") -> dict[str, Any]:
@@ -115,11 +116,13 @@ def train(config: Any, workdir: str | Path, *, command: str = "") -> dict[str, A
     )
     compile_start = time.monotonic()
     # Left by an error, the loop still waits for a save under way.
-    with checkpoints, pipeline.device_prefetch(batches, sharding.batch_sharding(mesh)) as device_batches, stop:
+    device_batches = pipeline.device_prefetch(batches, sharding.batch_sharding(mesh))
+    with checkpoints, device_batches as device_batches, stop, Watchdog(config.hang_seconds) as watch:
         while number < parts.total_steps:
             batch = next(device_batches)
             state, metrics = train_step(state, parts.frozen, batch)
             number += 1
+            watch.alive()
             if number == first_step + 1:
                 _log_images(writer, number, batch, main_process)
                 jax.block_until_ready(metrics)
@@ -134,6 +137,7 @@ def train(config: Any, workdir: str | Path, *, command: str = "") -> dict[str, A
             evaluating = not done and config.eval_every_steps and number % config.eval_every_steps == 0
             saving = done or stopping or (config.checkpoint_every_steps and number % config.checkpoint_every_steps == 0)
             if saving or evaluating:
+                watch.rest()
                 _report(*pending, config, writer, progress, say, device_batches.wait_seconds)
                 pending = None
                 pause = time.monotonic()

@@ -167,11 +167,6 @@ class ChannelAttention(nn.Module):
             raise ValueError(f"Token width {width} is not divisible by {self.heads} heads.")
         cls_T = self.param("cls", nn.initializers.zeros, (width,))
         position_PxT = self.param("positions", nn.initializers.zeros, (self.tokens + 1, width))
-        padded_BxNxT = jnp.pad(token_BxKxT, ((0, 0), (0, self.tokens - count), (0, 0)))
-        x_BxNxT = (padded_BxNxT + position_PxT[1:]).astype(self.dtype)
-        cls_T = (cls_T + position_PxT[0]).astype(self.dtype)
-        x_BxPxT = jnp.concatenate([x_BxNxT, jnp.broadcast_to(cls_T, (batch, 1, width))], axis=1)
-
         # torch initialises the stacked 3T×T projection as one Xavier matrix and the output like any Linear.
         heads, head_dim = self.heads, width // self.heads
         in_init = symmetric_uniform(math.sqrt(6.0 / (4 * width)))
@@ -181,17 +176,24 @@ class ChannelAttention(nn.Module):
         (query_Txhxd, key_Txhxd, value_Txhxd), (query_hxd, key_hxd, value_hxd) = jax.tree.map(
             lambda x: x.astype(self.dtype), tuple(zip(query, key, value, strict=True))
         )
-        # All rows share one query, and scores and mixture are linear in x: project the query back to token width and
-        # the mixture once, instead of every token to keys and values.
+        # All rows share one query, and scores and mixture are linear in the rows: project the query back to token width
+        # and the mixture once, instead of every token to keys and values. Rows are token + position, and padding and
+        # CLS are the same for all samples, so nothing as large as the tokens is ever added, padded or joined.
+        token_BxKxT, position_PxT = token_BxKxT.astype(self.dtype), position_PxT.astype(self.dtype)
+        cls_T = (cls_T + position_PxT[0]).astype(self.dtype)
         query_hxd = (jnp.einsum("t,thd->hd", cls_T, query_Txhxd) + query_hxd) / math.sqrt(head_dim)
-        scores_BxhxP = jnp.einsum("bpt,th->bhp", x_BxPxT, jnp.einsum("hd,thd->th", query_hxd, key_Txhxd))
-        scores_BxhxP = scores_BxhxP.astype(jnp.float32) + jnp.sum(query_hxd * key_hxd, axis=-1)[:, None]
-        if self.mask_padding:
-            position_P = jnp.arange(self.tokens + 1)
-            real_P = (position_P < count) | (position_P == self.tokens)
-            scores_BxhxP = jnp.where(real_P, scores_BxhxP, -1e9)
-        weight_BxhxP = jax.nn.softmax(scores_BxhxP, axis=-1).astype(self.dtype)
-        mixed_BxhxT = jnp.einsum("bhp,bpt->bht", weight_BxhxP, x_BxPxT)
+        key_Txh = jnp.einsum("hd,thd->th", query_hxd, key_Txhxd)
+        shared_LxT = jnp.concatenate([position_PxT[1 + count : 1 + count if self.mask_padding else None], cls_T[None]])
+        placed_KxT = position_PxT[1 : count + 1]
+        token_score_BxhxK = jnp.einsum("bkt,th->bhk", token_BxKxT, key_Txh).astype(jnp.float32)
+        token_score_BxhxK += jnp.einsum("kt,th->hk", placed_KxT, key_Txh).astype(jnp.float32)
+        shared_score_hxL = jnp.einsum("lt,th->hl", shared_LxT, key_Txh).astype(jnp.float32)
+        shared_score_BxhxL = jnp.broadcast_to(shared_score_hxL, (batch, *shared_score_hxL.shape))
+        scores_BxhxN = jnp.concatenate([token_score_BxhxK, shared_score_BxhxL], axis=-1)
+        scores_BxhxN += jnp.sum(query_hxd * key_hxd, axis=-1)[:, None].astype(jnp.float32)
+        weight_BxhxN = jax.nn.softmax(scores_BxhxN, axis=-1).astype(self.dtype)
+        mixed_BxhxT = jnp.einsum("bhk,bkt->bht", weight_BxhxN[..., :count], token_BxKxT)
+        mixed_BxhxT += jnp.einsum("bhn,nt->bht", weight_BxhxN, jnp.concatenate([placed_KxT, shared_LxT]))
         mixed_Bxhxd = jnp.einsum("bht,thd->bhd", mixed_BxhxT, value_Txhxd) + value_hxd  # weights sum to one
         out_BxT = nn.DenseGeneral(
             width,

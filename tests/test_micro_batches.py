@@ -1,0 +1,80 @@
+"""Micro-batches: encoders see parts of the batch, the loss sees all of it."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from medvlp_jax import sharding
+from medvlp_jax import step as steps
+from medvlp_jax.layers.norm import BatchNorm
+from medvlp_jax.losses.contrastive import contrastive
+
+
+class Towers(nn.Module):
+    """Two towers of one layer, with a normalisation and a random projection that all examples share."""
+
+    stats_scope: str
+
+    @nn.compact
+    def __call__(self, batch, *, train):
+        x = BatchNorm(stats_scope=self.stats_scope, name="norm")(nn.Dense(7)(batch["image"]), train=train)
+        shared = jax.random.normal(self.make_rng("channels"), (7, 5))
+        return {"x": jnp.tanh(x) @ shared, "y": nn.Dense(5)(batch["text"])}
+
+
+def value_and_gradients(parts, scope, devices=1):
+    rng = np.random.default_rng(0)
+    batch = {"image": rng.normal(1.0, 1.0, (8, 6)), "text": rng.normal(size=(8, 4))}
+    batch = jax.tree.map(lambda x: x.astype(np.float32), batch)
+    model, rngs = Towers(scope), {"channels": jax.random.key(1)}
+    variables = model.init({"params": jax.random.key(0), **rngs}, batch, train=True)
+
+    def loss(params):
+        embeddings, batch_stats = steps.embed(model, {**variables, "params": params}, batch, rngs, parts, devices)
+        return contrastive(embeddings["x"], embeddings["y"], temperature=0.2), batch_stats
+
+    return jax.value_and_grad(loss, has_aux=True)(variables["params"])
+
+
+@pytest.mark.parametrize(("parts", "devices"), [(2, 1), (8, 1), (2, 2)])
+def test_without_batchnorm_parts_equal_the_whole(parts, devices):
+    (expected, _), expected_gradients = value_and_gradients(1, "frozen")
+    (value, _), gradients = value_and_gradients(parts, "frozen", devices)
+    np.testing.assert_allclose(float(value), float(expected), rtol=1e-6)
+    largest = max(np.abs(g).max() for g in jax.tree.leaves(expected_gradients))
+    for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected_gradients), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6 * largest)
+
+
+def test_batchnorm_takes_its_statistics_from_each_part():
+    (whole_value, whole), _ = value_and_gradients(1, "global")
+    (parts_value, parts), _ = value_and_gradients(2, "global")
+    assert float(parts_value) != pytest.approx(float(whole_value), rel=1e-6)
+    # The running mean moves by a tenth once, or twice: 0.1 m against 0.19 m of about the same m.
+    ratio = np.asarray(parts["norm"]["mean"]) / np.asarray(whole["norm"]["mean"])
+    assert np.median(ratio) == pytest.approx(1.9, abs=0.2)
+
+
+def test_batches_that_do_not_split_are_refused():
+    mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
+    with pytest.raises(
+        ValueError, match=r"batch_size=10 is not divisible .* times micro_batches=4. Use a multiple of 4"
+    ):
+        sharding.check_batch(10, mesh, parts=4)
+    with pytest.raises(ValueError, match="micro_batches=0 must be 1 or more"):
+        sharding.check_batch(10, mesh, parts=0)
+
+
+def test_a_run_with_parts_and_a_ring(tmp_path):
+    data = tiny.make_data(tmp_path / "data")
+    more = {"micro_batches": 2, "pairs.schedule": "ring", "total_steps": 2, "final_evaluators": "()"}
+    done = tiny.run(tiny.command(data, tmp_path / "run", **more), devices=2)
+    assert "pairs     ring, as configured" in done.stdout
+    assert sorted(tiny.losses(tmp_path / "run")) == [1, 2]
+    more["pairs.schedule"] = "rings"
+    wrong = tiny.run(tiny.command(data, tmp_path / "wrong", **more), check=False)
+    assert wrong.returncode == 2
+    assert "Unknown schedule 'rings'. Choose one of dense, chunked, ring" in wrong.stderr
