@@ -124,8 +124,8 @@ def small(config):
     config.total_steps = 3000
     config.batch_size = 32
     config.log_every_steps = 100
-    config.checkpoint_every_steps = 750
-    config.eval_every_steps = 750
+    config.checkpoint_every_steps = 1000
+    config.eval_every_steps = 1000
     config.eval_batch_size = 64
     config.data.threads = 2
     config.image.size = 96
