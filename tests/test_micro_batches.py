@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from medvlp_jax import sharding
 from medvlp_jax import step as steps
@@ -66,15 +65,3 @@ def test_batches_that_do_not_split_are_refused():
         sharding.check_batch(10, mesh, parts=4)
     with pytest.raises(ValueError, match="micro_batches=0 must be 1 or more"):
         sharding.check_batch(10, mesh, parts=0)
-
-
-def test_a_run_with_parts_and_a_ring(tmp_path):
-    data = tiny.make_data(tmp_path / "data")
-    more = {"micro_batches": 2, "pairs.schedule": "ring", "total_steps": 2, "final_evaluators": "()"}
-    done = tiny.run(tiny.command(data, tmp_path / "run", **more), devices=2)
-    assert "pairs     ring, as configured" in done.stdout
-    assert sorted(tiny.losses(tmp_path / "run")) == [1, 2]
-    more["pairs.schedule"] = "rings"
-    wrong = tiny.run(tiny.command(data, tmp_path / "wrong", **more), check=False)
-    assert wrong.returncode == 2
-    assert "Unknown schedule 'rings'. Choose one of dense, chunked, ring" in wrong.stderr

@@ -171,3 +171,14 @@ def test_unknown_config_words(data, tmp_path):
 def test_loss_that_explodes_names_step_and_terms(data, tmp_path):
     arguments = tiny.command(data, tmp_path, total_steps=60, **{"optimizer.learning_rate": 1e30})
     refuse(arguments, "NonFiniteError", "Step ", "is not finite", "learning_rate")
+
+
+def test_a_run_with_parts_and_a_ring(data, tmp_path):
+    more = {"micro_batches": 2, "pairs.schedule": "ring", "total_steps": 2, "final_evaluators": "()"}
+    done = tiny.run(tiny.command(data, tmp_path / "run", **more), devices=2)
+    assert "pairs     ring, as configured" in done.stdout
+    assert sorted(tiny.losses(tmp_path / "run")) == [1, 2]
+    more["pairs.schedule"] = "rings"
+    wrong = tiny.run(tiny.command(data, tmp_path / "wrong", **more), check=False)
+    assert wrong.returncode == 2
+    assert "Unknown schedule 'rings'. Choose one of dense, chunked, ring" in wrong.stderr

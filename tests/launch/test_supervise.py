@@ -91,9 +91,9 @@ def processes_of(workdir: Path) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
-def test_two_processes_killed_at_random_end_with_the_numbers_of_an_undisturbed_run(tmp_path):
+def test_two_processes_of_which_one_is_killed_end_with_the_numbers_of_an_undisturbed_run(tmp_path):
     data = tiny.make_data(tmp_path / "data")
-    more = {"total_steps": 30, "checkpoint_every_steps": 3, "keep_checkpoints": 2}
+    more = {"total_steps": 16, "checkpoint_every_steps": 2, "keep_checkpoints": 2}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     launcher = [str(tiny.REPOSITORY / "launch" / "local_multiprocess.sh"), "2", "--grace", "1", "--"]
     tiny.run([*launcher, *tiny.command(data, whole, **more)])
@@ -119,20 +119,18 @@ def test_two_processes_killed_at_random_end_with_the_numbers_of_an_undisturbed_r
         text=True,
     ) as process:
         deadline = time.monotonic() + 240
-        while kills < 2 and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(rng.uniform(3.0, 9.0))
+        while not kills and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(rng.uniform(0.0, 0.5))
             victims = processes_of(killed)
-            if len(victims) >= 2:
+            if len(victims) >= 2 and any((killed / "checkpoints").glob("[0-9]*")):
                 subprocess.run(["kill", "-KILL", str(rng.choice(victims))], check=False)
                 kills += 1
-                while processes_of(killed) == victims and time.monotonic() < deadline:
-                    time.sleep(0.2)
         said = process.communicate(timeout=240)[1]
         assert process.returncode == 0, said
     assert kills
     assert len(re.findall("starting again", said)) >= 1
     assert tiny.losses(killed) == tiny.losses(whole)  # no step repeated, none skipped
-    last = [tiny.parameters(run, 30) for run in (whole, killed)]
+    last = [tiny.parameters(run, 16) for run in (whole, killed)]
     for name, value in last[0].items():
         np.testing.assert_array_equal(last[1][name], value, err_msg=name)
-    assert json.loads((killed / "scores.json").read_text())["step"] == 30
+    assert json.loads((killed / "scores.json").read_text())["step"] == 16
