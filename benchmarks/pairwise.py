@@ -20,6 +20,8 @@ import sys
 import time
 from pathlib import Path
 
+import turns
+
 ROOT = Path(__file__).resolve().parents[1]
 # topology, global batch, schedule, chunk
 MEMORY = (
@@ -121,21 +123,8 @@ def memory() -> None:
 def speed(rounds: int) -> None:
     """Times schedules on eight simulated devices against dense, then dense on one device against PyTorch."""
     for sides in (("dense", "chunked", "ring"), ("torch", "softmax")):
-        processes, seconds = {}, {}
-        for side in sides:
-            command = [sys.executable, __file__, "worker", "--side", side]
-            processes[side] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            if processes[side].stdout.readline().strip() != "ready":
-                raise SystemExit(f"{side} did not start; run it by hand: {' '.join(command)}")
-            seconds[side] = []
-        for _ in range(rounds):
-            for side, process in processes.items():
-                process.stdin.write("step\n")
-                process.stdin.flush()
-                seconds[side].append(float(process.stdout.readline()))
-        for process in processes.values():
-            process.stdin.close()
-            process.wait()
+        commands = {side: [sys.executable, __file__, "worker", "--side", side] for side in sides}
+        seconds = turns.in_turns(commands, rounds)
         first = statistics.median(seconds[sides[0]])
         for side, values in seconds.items():
             median = statistics.median(values)
@@ -184,12 +173,7 @@ def worker(side: str) -> None:
         def step():
             jax.block_until_ready(compiled(*batch))
 
-    step()
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        step()
-        print(time.perf_counter() - start, flush=True)
+    turns.serve(step)
 
 
 def main() -> None:

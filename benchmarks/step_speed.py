@@ -18,11 +18,14 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
+
+try:
+    from benchmarks import turns
+except ImportError:  # started as a file
+    import turns
 
 HERE = Path(__file__).resolve().parent
 KINDS = ("torch", "cached", "live", "reports")
@@ -98,12 +101,7 @@ def worker(kind: str, threads: int, batch_size: int, image_size: int, tokens: in
 
         host_memory.keep_freed_memory()
         step = our_step(kind, batch_size, image_size, tokens)
-    step()  # compiles, allocates
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        step()
-        print(time.perf_counter() - start, flush=True)
+    turns.serve(step)
 
 
 def main() -> None:
@@ -125,28 +123,8 @@ def main() -> None:
         for name, value in zip(("threads", "batch_size", "image_size", "tokens"), sizes, strict=True)
     ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
-    sides = {}
-    for kind in flags.sides.split(","):
-        command = [sys.executable, __file__, "--worker", kind, *names]
-        sides[kind] = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-            stderr=subprocess.DEVNULL,
-        )
-        if sides[kind].stdout.readline().strip() != "ready":
-            raise SystemExit(f"{' '.join(command)} did not start; run it by hand to see why (is PyTorch installed?).")
-    seconds: dict[str, list[float]] = {kind: [] for kind in sides}
-    for _ in range(flags.rounds):
-        for kind, process in sides.items():
-            process.stdin.write("step\n")
-            process.stdin.flush()
-            seconds[kind].append(float(process.stdout.readline()))
-    for process in sides.values():
-        process.stdin.close()
-        process.wait()
+    commands = {kind: [sys.executable, __file__, "--worker", kind, *names] for kind in flags.sides.split(",")}
+    seconds = turns.in_turns(commands, flags.rounds, environment)
     medians = {kind: statistics.median(values) for kind, values in seconds.items()}
     for kind, median in medians.items():
         ratio = f"  {medians['torch'] / median:5.2f} x torch" if "torch" in medians else ""

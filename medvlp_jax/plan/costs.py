@@ -42,8 +42,10 @@ class Plan:
     largest_arrays: list[str]
 
 
-def lower_step(config: Any, mesh: Any, *, text_width: int, total_steps: int, examples: int) -> tuple[Any, Any, Any]:
+def lower_step(config: Any, mesh: Any, *, text_width: int, examples: int) -> tuple[Any, Any, Any]:
     """The training step of a run, lowered for a mesh from shapes alone.
+
+    Where the number of examples is not known (0), the schedules have some length; the program is the same.
 
     Returns: the lowered step, the state's and the batch's ShapeDtypeStructs.
     Raises: ValueError for a batch that does not split over the mesh, or text towers inside the step.
@@ -51,6 +53,8 @@ def lower_step(config: Any, mesh: Any, *, text_width: int, total_steps: int, exa
     if not config.text.cache:
         raise ValueError("plan compiles steps with cached text vectors: use --config.text.cache=True.")
     sharding.check_batch(config.batch_size, mesh, parts=config.micro_batches)
+    total_steps = config.total_steps or config.epochs * examples // config.batch_size
+    total_steps = max(total_steps, config.optimizer.warmup_steps + 1)
     method = methods.get(config.method)
     model, tx = method.build(config), optim.optimizer(config.optimizer, total_steps)
     example = build.batch_shapes(config, text_width)
@@ -58,7 +62,9 @@ def lower_step(config: Any, mesh: Any, *, text_width: int, total_steps: int, exa
     batch = batch_structs(config, text_width)
     sweep = build.pair_sweep(config, mesh)[0]
     schedule = optim.schedule(config.optimizer, total_steps)
-    step = steps.make_train_step(model, method, tx, config, examples=examples, learning_rate=schedule, sweep=sweep)
+    step = steps.make_train_step(
+        model, method, tx, config, examples=max(examples, 1), learning_rate=schedule, sweep=sweep
+    )
     return steps.compile_train_step(step, target, mesh).lower(target, {}, batch), target, batch
 
 
@@ -91,12 +97,10 @@ def make_plan(
 ) -> Plan:
     """Compiles the step for a slice and works out what the run takes there."""
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, slice_.devices)
-    total_steps = config.total_steps or max(config.epochs * examples // config.batch_size, 1)
+    total_steps = config.total_steps or config.epochs * examples // config.batch_size
     chips, chip = len(slice_.devices), slice_.chip
     start = time.perf_counter()
-    lowered, target, batch = lower_step(
-        config, mesh, text_width=text_width, total_steps=total_steps, examples=max(examples, 1)
-    )
+    lowered, target, batch = lower_step(config, mesh, text_width=text_width, examples=examples)
     jaxpr = forward_jaxpr(config, batch)
     memory = {
         "parameters": _bytes_per_chip(target["params"]) + _bytes_per_chip(target["batch_stats"]),
@@ -121,7 +125,7 @@ def make_plan(
             "network": network_seconds(compiled, chips, chip.network),
         }
     seconds = max(bounds.values()) if bounds else None
-    hours = seconds * total_steps / 3600 if seconds and (config.total_steps or examples) else None
+    hours = seconds * total_steps / 3600 if seconds and total_steps else None
     return Plan(
         topology=slice_.name,
         chips=chips,
@@ -136,7 +140,7 @@ def make_plan(
         step_seconds=seconds,
         images_per_second=config.batch_size / seconds if seconds else None,
         mfu=model_flops / (seconds * chips * chip.flops) if seconds else None,
-        total_steps=total_steps if config.total_steps or examples else 0,
+        total_steps=total_steps,
         hours=hours,
         chip_hours=hours * chips if hours else None,
         price=hours * chips * price if hours and price is not None else None,

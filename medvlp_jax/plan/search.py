@@ -74,7 +74,7 @@ def bytes_per_chip(config: Any, slice_: topology.Topology, *, examples: int, tex
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))["bytes"]
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, slice_.devices)
-    lowered = costs.lower_step(config, mesh, text_width=text_width, total_steps=1000, examples=max(examples, 1))[0]
+    lowered = costs.lower_step(config, mesh, text_width=text_width, examples=examples)[0]
     try:
         total = cost(topology.compile_for_chip(lowered, slice_)).total
     except jax.errors.JaxRuntimeError as error:
