@@ -69,13 +69,9 @@ def memory() -> None:
         )
         start = time.perf_counter()
         step = jax.jit(jax.value_and_grad(make_loss(mesh), argnums=(0, 1)))
-        try:
-            compiled = topology.compile_for_chip(step.lower(*placed), slice_, fast=False)
-        except jax.errors.JaxRuntimeError as error:
-            reason = topology.too_large(error)
-            if reason is None:
-                raise
-            return f"does not compile: {reason}"
+        compiled, refused = topology.compile_for_chip(step.lower(*placed), slice_, fast=False)
+        if compiled is None:
+            return f"does not compile: {refused}"
         used = compiled.memory_analysis().temp_size_in_bytes / 2**20
         return f"{used:8.1f} MiB   (compiled in {time.perf_counter() - start:.0f} s)"
 

@@ -65,7 +65,7 @@ def assemble(config: Any, mesh: Mesh, say=print) -> Parts:
     where = "cached" if config.text.cache else "in the step"
     say(f"text      {config.text.weights}: {tower.width} wide, frozen, {where}")
     cache = _text_cache(config, tower, train, say) if config.text.cache else None
-    total_steps = config.total_steps or max(config.epochs * len(train) // config.batch_size, 1)
+    total_steps = max(steps_of(config, len(train)), 1)
     schedule = optim.schedule(config.optimizer, total_steps)
     return Parts(
         config=config,
@@ -83,6 +83,11 @@ def assemble(config: Any, mesh: Mesh, say=print) -> Parts:
         sweep=sweep,
         source=functools.cache(lambda split: train if split == train.split else open_source(config, split)),
     )
+
+
+def steps_of(config: Any, examples: int) -> int:
+    """Steps of a run: `total_steps`, or as many as `epochs` take; 0 when that is not known."""
+    return config.total_steps or config.epochs * examples // config.batch_size
 
 
 def pair_sweep(config: Any, mesh: Mesh) -> tuple[schedules.Sweep, str]:

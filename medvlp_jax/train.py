@@ -116,8 +116,12 @@ def train(config: Any, workdir: str | Path, *, command: str = "") -> dict[str, A
     )
     compile_start = time.monotonic()
     # Left by an error, the loop still waits for a save under way.
-    device_batches = pipeline.device_prefetch(batches, sharding.batch_sharding(mesh))
-    with checkpoints, device_batches as device_batches, stop, Watchdog(config.hang_seconds) as watch:
+    with (
+        checkpoints,
+        pipeline.device_prefetch(batches, sharding.batch_sharding(mesh)) as device_batches,
+        stop,
+        Watchdog(config.hang_seconds) as watch,
+    ):
         while number < parts.total_steps:
             batch = next(device_batches)
             state, metrics = train_step(state, parts.frozen, batch)

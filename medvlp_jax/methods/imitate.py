@@ -40,7 +40,6 @@ from medvlp_jax.layers.heads import ProjectionHead
 from medvlp_jax.losses.clinical_prior import prior_targets
 from medvlp_jax.losses.contrastive import contrastive
 from medvlp_jax.losses.schedules import Sweep
-from medvlp_jax.losses.targets import Targets
 from medvlp_jax.methods.embeddings import ImageEmbedding, TextEmbedding
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
@@ -257,7 +256,8 @@ def _terms(embeddings: Embeddings, batch: dict[str, Array], cfg: Any, sweep: Swe
     def text_term(images: list[Array], text_BxD: Array, frozen_BxE: Array, section: str) -> Array:
         valid_B = batch[f"has_{section}"]
         hash_B = batch[f"{section}_hash"] if cfg.duplicates == "mask" else None
-        targets = _targets(frozen_BxE, cfg.temperature_text, cfg, sweep, valid_B=valid_B, hash_B=hash_B)
+        rule = {**cfg.prior, "temperature": cfg.temperature_text, "sweep": sweep}
+        targets = prior_targets(frozen_BxE, valid_B=valid_B, hash_B=hash_B, **rule)
         return sum(
             contrastive(
                 image_BxD, text_BxD, temperature=cfg.temperature_text, targets=targets, valid_N=valid_B, sweep=sweep
@@ -271,17 +271,12 @@ def _terms(embeddings: Embeddings, batch: dict[str, Array], cfg: Any, sweep: Swe
     }
     if cfg.view_terms and views == 2:
         # The last draw of each view: the released code redraws channels for its view-view pass.
-        impression = {"valid_B": batch["has_impression"]}
-        targets = _targets(embeddings.impression_BxE, cfg.temperature_view, cfg, sweep, **impression)
+        rule = {**cfg.prior, "temperature": cfg.temperature_view, "sweep": sweep}
+        targets = prior_targets(embeddings.impression_BxE, valid_B=batch["has_impression"], **rule)
         view = {"temperature": cfg.temperature_view, "valid_N": batch.get("_mask"), "sweep": sweep}
         terms["view_diagnosis"] = 2.0 * contrastive(*diagnosis, targets=targets, **view)
         terms["view_read"] = 2.0 * contrastive(read[0][:, -1], read[1][:, -1], **view)
     return terms
-
-
-def _targets(frozen_BxE: Array, temperature: float, cfg: Any, sweep: Sweep, **examples: Array | None) -> Targets:
-    """The clinical prior as targets. Args: examples: `valid_B`, `hash_B`."""
-    return prior_targets(frozen_BxE, temperature=temperature, sweep=sweep, **cfg.prior, **examples)
 
 
 def _in_groups(x: Array, size: int) -> Array:

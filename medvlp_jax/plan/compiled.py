@@ -97,17 +97,10 @@ def count_flops(jaxpr: Any) -> float:
             kernel, spec = eqn.invars[1].aval.shape, params["dimension_numbers"].rhs_spec
             per_output = np.prod(kernel, dtype=np.float64) / kernel[spec[0]]  # [O, I, spatial...] in `spec` order
             total += 2.0 * per_output * np.prod(eqn.outvars[0].aval.shape, dtype=np.float64)
-        elif name == "scan":
-            total += params["length"] * count_flops(params["jaxpr"].jaxpr)
-        elif name == "cond":  # alternatives for platforms are conds, too
-            total += max(count_flops(branch.jaxpr) for branch in params["branches"])
-        elif name == "shard_map":
-            total += params["mesh"].size * count_flops(params["jaxpr"])
-        else:
-            for inner in params.values():
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    total += count_flops(inner)
+        elif inner := [count_flops(part) for part in _inside(eqn)]:
+            repeated = {"scan": params.get("length", 1), "shard_map": getattr(params.get("mesh"), "size", 1)}
+            # Of the branches of a cond one runs; alternatives for platforms are such branches.
+            total += repeated.get(name, 1) * (max(inner) if name == "cond" else sum(inner))
     return float(total)
 
 
@@ -118,9 +111,8 @@ def largest_arrays(jaxpr: Any, chips: int, count: int = 5) -> list[str]:
 
     def walk(jaxpr: Any) -> None:
         for eqn in jaxpr.eqns:
-            inner = [getattr(p, "jaxpr", p) for p in eqn.params.values()]
-            inner += [branch.jaxpr for branch in eqn.params.get("branches", ())][:1]
-            for part in (p for p in inner if hasattr(p, "eqns")):
+            inside = _inside(eqn)
+            for part in inside[:1] if eqn.primitive.name == "cond" else inside:
                 walk(part)
             for var in eqn.outvars:
                 shape = getattr(var.aval, "shape", ())
@@ -134,3 +126,9 @@ def largest_arrays(jaxpr: Any, chips: int, count: int = 5) -> list[str]:
     for key, size in sizes.most_common(count):
         lines.append(f"{size / chips / 2**20:8.1f} MiB per chip: {key}, {number[key]} of them in the forward pass")
     return lines
+
+
+def _inside(eqn: Any) -> list[Any]:
+    """The jaxprs that an equation holds: loop body, branches, inlined functions."""
+    held = [part for value in eqn.params.values() for part in (value if isinstance(value, tuple) else (value,))]
+    return [inner for inner in (getattr(part, "jaxpr", part) for part in held) if hasattr(inner, "eqns")]

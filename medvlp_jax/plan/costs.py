@@ -53,8 +53,7 @@ def lower_step(config: Any, mesh: Any, *, text_width: int, examples: int) -> tup
     if not config.text.cache:
         raise ValueError("plan compiles steps with cached text vectors: use --config.text.cache=True.")
     sharding.check_batch(config.batch_size, mesh, parts=config.micro_batches)
-    total_steps = config.total_steps or config.epochs * examples // config.batch_size
-    total_steps = max(total_steps, config.optimizer.warmup_steps + 1)
+    total_steps = max(build.steps_of(config, examples), config.optimizer.warmup_steps + 1)
     method = methods.get(config.method)
     model, tx = method.build(config), optim.optimizer(config.optimizer, total_steps)
     example = build.batch_shapes(config, text_width)
@@ -97,7 +96,7 @@ def make_plan(
 ) -> Plan:
     """Compiles the step for a slice and works out what the run takes there."""
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, slice_.devices)
-    total_steps = config.total_steps or config.epochs * examples // config.batch_size
+    total_steps = build.steps_of(config, examples)
     chips, chip = len(slice_.devices), slice_.chip
     start = time.perf_counter()
     lowered, target, batch = lower_step(config, mesh, text_width=text_width, examples=examples)
@@ -107,18 +106,12 @@ def make_plan(
         "optimizer": _bytes_per_chip(target["opt_state"]),
         "batch": sum(math.prod(s.shape) * s.dtype.itemsize for s in batch.values()) // chips,
     }
-    compiled, refused = None, None
-    try:
-        compiled = cost(topology.compile_for_chip(lowered, slice_))
-        memory["activations and temporaries"] = compiled.temporaries
-        memory["total"] = compiled.total
-    except jax.errors.JaxRuntimeError as error:
-        refused = topology.too_large(error)
-        if refused is None:
-            raise
+    program, refused = topology.compile_for_chip(lowered, slice_)
+    compiled = cost(program) if program else None
     model_flops = 3.0 * count_flops(jaxpr)
     bounds = {}
     if compiled:
+        memory |= {"activations and temporaries": compiled.temporaries, "total": compiled.total}
         bounds = {
             "compute": model_flops / chips / chip.flops,
             "memory": compiled.memory_traffic / chip.memory_bandwidth,

@@ -8,8 +8,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from medvlp_jax import config as configs
 from medvlp_jax import sharding
 from medvlp_jax.plan import costs, topology
@@ -75,12 +73,8 @@ def bytes_per_chip(config: Any, slice_: topology.Topology, *, examples: int, tex
         return json.loads(file.read_text(encoding="utf-8"))["bytes"]
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, slice_.devices)
     lowered = costs.lower_step(config, mesh, text_width=text_width, examples=examples)[0]
-    try:
-        total = cost(topology.compile_for_chip(lowered, slice_)).total
-    except jax.errors.JaxRuntimeError as error:
-        if topology.too_large(error) is None:
-            raise
-        total = None
+    program, _ = topology.compile_for_chip(lowered, slice_)
+    total = cost(program).total if program else None
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"bytes": total, "topology": slice_.name}), encoding="utf-8")
     return total

@@ -85,10 +85,22 @@ def describe(name: str) -> Topology:
     return Topology(name, kind, CHIPS[kind], list(devices))
 
 
-def compile_for_chip(lowered: jax.stages.Lowered, slice_: Topology, *, fast: bool = True) -> jax.stages.Compiled:
-    """Compiles a program that was lowered for the slice. Raises: what the compiler raises; see `too_large`."""
+def compile_for_chip(
+    lowered: jax.stages.Lowered, slice_: Topology, *, fast: bool = True
+) -> tuple[jax.stages.Compiled | None, str | None]:
+    """Compiles a program that was lowered for the slice.
+
+    Returns: the program, or None and what the compiler says of memory when it does not fit a chip.
+    Raises: any other error of the compiler.
+    """
     options = FAST if fast and slice_.devices[0].platform == "tpu" else {}
-    return lowered.compile(compiler_options=options)
+    try:
+        return lowered.compile(compiler_options=options), None
+    except jax.errors.JaxRuntimeError as error:
+        refused = too_large(error)
+        if refused is None:
+            raise
+        return None, refused
 
 
 def too_large(error: Exception) -> str | None:
