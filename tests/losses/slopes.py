@@ -18,9 +18,11 @@ def assert_equal(loss, definition, *arrays, rtol: float = 1e-6, slope_rtol: floa
     for number, (x, gradient) in enumerate(zip(exact, gradients, strict=True)):
         assert np.all(np.isfinite(gradient)), number
         direction = rng.normal(size=x.shape)
-        ends = [
-            definition(*(z + (n == number) * side * direction for n, z in enumerate(exact))) for side in (STEP, -STEP)
-        ]
+        ends = []
+        for side in (STEP, -STEP):
+            moved = exact.copy()
+            moved[number] = x + side * direction
+            ends.append(definition(*moved))
         slope = (ends[0] - ends[1]) / (2 * STEP)
         got = np.sum(np.asarray(gradient, np.float64) * direction)
         # Parts of a slope may cancel: errors are relative to what they would be without.
