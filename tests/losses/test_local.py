@@ -37,10 +37,10 @@ def test_tiles_have_the_gradients_of_the_whole():
         scores = local_scores(regions, (words, mask), pair, sweep=sweep, images_per_tile=4, texts_per_tile=4)
         return score_loss(10.0 * scores)
 
-    of = jax.value_and_grad(loss, argnums=(0, 1))
+    of = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), static_argnames="sweep")
     (whole, whole_gradients), (tiled, tiled_gradients) = (
-        of(regions, words, Sweep()),
-        of(regions, words, Sweep("chunked")),
+        of(regions, words, sweep=Sweep()),
+        of(regions, words, sweep=Sweep("chunked")),
     )
     np.testing.assert_allclose(tiled, whole, rtol=1e-6)
     for a, b in zip(tiled_gradients, whole_gradients, strict=True):

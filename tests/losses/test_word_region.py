@@ -84,26 +84,21 @@ def test_attention_is_that_of_the_score(form):
 
 def test_padding_changes_nothing():
     padded = np.concatenate([WORDS, 7 * np.ones((B, 3, D), np.float32)], axis=1)
-    mask = np.pad(MASK, ((0, 0), (0, 3)))
-    np.testing.assert_allclose(
-        word_region_loss(REGIONS, padded, mask), word_region_loss(REGIONS, WORDS, MASK), rtol=1e-6
-    )
+    got = jax.jit(word_region_loss)(REGIONS, padded, np.pad(MASK, ((0, 0), (0, 3))))
+    assert float(got) == pytest.approx(definition(REGIONS.astype(float), WORDS.astype(float), MASK), rel=1e-6)
 
 
 def test_closed_forms():
     # One word looks at all regions alike; with cosine 1 everywhere W words score 5 + ln W.
-    attention = word_region_attention(
-        jnp.asarray(RNG.normal(size=(361, D)), jnp.float32), WORDS[0, :1], np.ones(1, bool)
-    )
-    np.testing.assert_allclose(attention, np.full((1, 361), 1 / 361), rtol=1e-6)
-    regions, words = np.ones((1, 361, D), np.float32), np.ones((1, 4, D), np.float32)
-    for count, value in ((1, 5.0), (4, 5 + np.log(4))):
-        got = word_region_scores(regions, words[:, :count], np.ones((1, count), bool))
-        assert float(got[0, 0]) == pytest.approx(value, rel=1e-6)
+    regions = RNG.normal(size=(361, D)).astype(np.float32)
+    attention = jax.jit(word_region_attention)(regions, WORDS[0], np.arange(W) < 1)
+    np.testing.assert_allclose(attention[0], np.full(361, 1 / 361), rtol=1e-6)
+    ones, mask = np.ones((48, 4, D), np.float32), np.arange(4) < np.asarray([1] + 47 * [4])[:, None]
+    scores = jax.jit(word_region_scores)(ones[:1], ones, mask)[0]
+    np.testing.assert_allclose(scores[:2], [5.0, 6.38629], rtol=1e-6)
     # Equal everywhere at a batch of 48: local and global loss are 2 ln 48 each.
-    regions, words, mask = np.ones((48, 2, D), np.float32), np.ones((48, 3, D), np.float32), np.ones((48, 3), bool)
-    local = word_region_loss(regions, words, mask)
-    whole = contrastive(regions[:, 0], words[:, 0], temperature=0.1)
+    local = jax.jit(word_region_loss)(ones, ones, np.ones((48, 4), bool))
+    whole = contrastive(ones[:, 0], ones[:, 0], temperature=0.1)
     assert float(local + whole) == pytest.approx(15.4848, abs=1e-4)
 
 
@@ -114,7 +109,8 @@ def test_degenerate_texts_and_images_stay_finite():
         value, gradients = loss(regions, words)
         assert np.isfinite(value)
         assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
-    value, gradient = jax.value_and_grad(lambda x: word_region_loss(x, WORDS, np.zeros((B, W), bool)))(REGIONS)
+    nothing = np.zeros((B, W), bool)
+    value, gradient = jax.jit(jax.value_and_grad(lambda x: word_region_loss(x, WORDS, nothing)))(REGIONS)
     assert float(value) == 0.0
     assert np.all(np.asarray(gradient) == 0)
 
@@ -122,8 +118,9 @@ def test_degenerate_texts_and_images_stay_finite():
 def test_bfloat16_stays_near():
     regions, words = (RNG.normal(size=(4, n, 64)) for n in (49, 9))
     mask = np.ones((4, 9), bool)
-    exact = word_region_scores(jnp.asarray(regions, jnp.float32), jnp.asarray(0.1 * words, jnp.float32), mask)
-    near = word_region_scores(jnp.asarray(regions, jnp.bfloat16), jnp.asarray(0.1 * words, jnp.bfloat16), mask)
+    scores = jax.jit(word_region_scores)
+    exact = scores(jnp.asarray(regions, jnp.float32), jnp.asarray(0.1 * words, jnp.float32), mask)
+    near = scores(jnp.asarray(regions, jnp.bfloat16), jnp.asarray(0.1 * words, jnp.bfloat16), mask)
     assert near.dtype == jnp.float32
     np.testing.assert_allclose(near, exact, atol=0.05)
 
