@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from medvlp_jax.data.labels import ABSENT, CHEXPERT_LABELS, NOT_MENTIONED, PRESENT, UNCERTAIN
+from medvlp_jax.data.overlap import study_text
 from medvlp_jax.data.records import hashed_id
 
 SECTIONS = ("findings", "impression", "report")
@@ -76,7 +77,7 @@ def describe(
                     lengths[name]["tokens"].append(count_tokens(text))
         if len(record["sentences"]):
             sentences.append(len(record["sentences"]))
-        if new_study and (whole := _whole_text(record)):
+        if new_study and (whole := study_text(record)):
             texts[hashed_id(whole)] += 1
         views[str(record["view"]) or "not known"] += 1
         age = record.get("age")
@@ -124,12 +125,6 @@ def describe(
         "image_sizes": dict(sizes.most_common(10)) | ({"others": _rest(sizes, 10)} if len(sizes) > 10 else {}),
         "image_bytes": summary(image_bytes),
     }
-
-
-def _whole_text(record: Mapping[str, Any]) -> str:
-    """Findings and impression of a study, or else its report, in one form: lower case, single blanks."""
-    sections = f"{record['findings']} {record['impression']}"
-    return " ".join((sections if sections.strip() else str(record["report"])).lower().split())
 
 
 def _rest(counter: collections.Counter[str], shown: int) -> int:
