@@ -23,6 +23,7 @@ import numpy as np
 from medvlp_jax.data.label_rules import labels_of_sections
 from medvlp_jax.data.labels import ABSENT, CHEXPERT_LABELS, NOT_MENTIONED, PRESENT, UNCERTAIN
 from medvlp_jax.data.records import RecordSource, hashed_id
+from medvlp_jax.data.triplets import triplets_of
 
 
 class Annotated(NamedTuple):
@@ -148,6 +149,54 @@ def archive_table(path: str | Path) -> list[str]:
     return lines
 
 
+def places(positions: Sequence[str]) -> tuple[frozenset[str], frozenset[str]]:
+    """(sides, regions) of positions or of the parts of a heading; both sides for bilateral."""
+    sides, regions = set(), set()
+    for position in positions:
+        for side in SIDES.get(position.split(" ")[0], ()):
+            sides.add(side)
+        regions.update(region for region in REGIONS if position.endswith(region))
+    return frozenset(sides), frozenset(regions)
+
+
+SIDES = {"left": ("left",), "right": ("right",), "bilateral": ("left", "right"), "both": ("left", "right")}
+REGIONS = ("upper lobe", "middle lobe", "lower lobe", "lingula", "apex", "base", "hilum", "retrocardiac")
+LOCATED = (
+    "Lung Opacity",
+    "Lung Lesion",
+    "Consolidation",
+    "Pneumonia",
+    "Atelectasis",
+    "Pneumothorax",
+    "Pleural Effusion",
+)
+
+
+def position_table(path: str | Path) -> list[str]:
+    """Lines of the table of places: of the observations that both state, how often sides and regions are the same."""
+    counts = {half: {"sides": [0, 0], "regions": [0, 0]} for half in (0, 1)}
+    for report in read_archive(path):
+        found: dict[str, list[str]] = {}
+        for triplet in triplets_of(f"{report.findings}\n\n{report.impression}"):
+            if triplet.exists == PRESENT:
+                found.setdefault(triplet.entity, []).append(triplet.position)
+        half = hashed_id(report.uid) % 2
+        for name in LOCATED:
+            own = [h for h in report.headings if name in from_headings([h])]
+            if not own or name not in found:
+                continue
+            parts = [part.strip() for heading in own for part in heading.split("/")[1:]]
+            for kind, said, annotated in zip(("sides", "regions"), places(found[name]), places(parts), strict=True):
+                if annotated:
+                    counts[half][kind][0] += said == annotated
+                    counts[half][kind][1] += 1
+    lines = [f"{'same place':<28}{'half looked at':>22}{'other half':>22}"]
+    for kind in ("sides", "regions"):
+        cells = (f"{counts[h][kind][0] / counts[h][kind][1]:.3f} of {counts[h][kind][1]}" for h in (0, 1))
+        lines.append(f"{kind:<28}" + "".join(f"{cell:>22}" for cell in cells))
+    return lines
+
+
 def phantom_table(data_dir: str | Path, name: str = "cxr_phantom") -> list[str]:
     """Lines of the table over the phantom's test split: share of equal states, and F1 of each state."""
     source = RecordSource(data_dir, name, "test")
@@ -174,7 +223,7 @@ def main() -> None:
     if chosen.archive is None and chosen.data_dir is None:
         parser.error("give the archive, --data_dir, or both")
     if chosen.archive is not None:
-        print("\n".join(archive_table(chosen.archive)))
+        print("\n".join([*archive_table(chosen.archive), *position_table(chosen.archive)]))
     if chosen.data_dir is not None:
         print("\n".join(phantom_table(chosen.data_dir)))
 

@@ -210,5 +210,5 @@ def test_errors(sets, capsys, tmp_path):
 
 
 def test_a_data_set_that_is_not_prepared(tmp_path, capsys):
-    assert audit.main(["nowhere", "--data_dir", str(tmp_path)]) == 2
-    assert "python -m medvlp_jax.prepare nowhere" in capsys.readouterr().err
+    assert audit.main(["cxr_phantom", "--data_dir", str(tmp_path)]) == 2
+    assert "python -m medvlp_jax.prepare cxr_phantom" in capsys.readouterr().err

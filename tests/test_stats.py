@@ -138,5 +138,5 @@ def test_a_record_that_cannot_be_read_is_counted(capsys):
 
 
 def test_a_data_set_that_is_not_prepared(tmp_path, capsys):
-    assert stats.main(["nowhere", "--data_dir", str(tmp_path)]) == 1
-    assert "python -m medvlp_jax.prepare nowhere" in capsys.readouterr().err
+    assert stats.main(["cxr_phantom", "--data_dir", str(tmp_path)]) == 1
+    assert "python -m medvlp_jax.prepare cxr_phantom" in capsys.readouterr().err

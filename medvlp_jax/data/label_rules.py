@@ -24,6 +24,7 @@ import numpy as np
 from medvlp_jax.data import label_rules_cues as cues
 from medvlp_jax.data import label_rules_tables as tables
 from medvlp_jax.data.labels import ABSENT, CHEXPERT_LABELS, NOT_MENTIONED, PRESENT, UNCERTAIN, label_vector
+from medvlp_jax.data.sections import choose, parse_sections
 from medvlp_jax.data.sentences import split_sentences
 
 OTHER = "Other Finding"
@@ -89,6 +90,19 @@ def labels_of(text: str, *, other_findings: bool = True) -> np.ndarray:
 def labels_of_sections(findings: str, impression: str, *, other_findings: bool = True) -> np.ndarray:
     """`labels_of` of two sections of a report; an empty one adds nothing."""
     return labels_of(f"{findings}\n\n{impression}", other_findings=other_findings)
+
+
+def labels_of_report(report: str, mode: str = "loose", *, other_findings: bool = True) -> np.ndarray:
+    """`labels_of` findings and impression of a whole report, or of its last paragraph when it has neither.
+
+    Args: report: with its headers. mode: see `sections.MODES`. A report without headers is read as it is.
+    """
+    parsed = parse_sections(report, mode)
+    chosen = choose(parsed, "last_paragraph")
+    texts = [chosen["findings"], chosen["impression"]]
+    if not any(texts) and len(parsed) == 1 and parsed[0].name == "full report":
+        texts = [parsed[0].text]
+    return labels_of("\n\n".join(texts), other_findings=other_findings)
 
 
 def _in_sentence(sentence: str, number: int) -> list[Mention]:

@@ -53,7 +53,7 @@ POSITIONS: dict[str, str] = {
     "upper lung": r"upper (?:lungs?|zones?)",
     "mid lung": r"mid(?:dle)?-? ?(?:lungs?|zones?)",
     "lower lung": r"lower (?:lungs?|zones?)",
-    "hilum": r"(?:peri|supra|infra)?hil(?:um|ar|a|i)",
+    "hilum": r"(?:peri|supra|infra|juxta)?hil(?:um|ar|a|i)",
     "costophrenic angle": r"(?:costo|cardio)phrenic(?: angles?| sulc\w+)?|cp angles?",
     "retrocardiac": r"retrocardiac(?: area| region)?",
     "diaphragm": r"(?:hemi)?diaphragm\w*",
@@ -104,6 +104,8 @@ def positions_in(text: str) -> list[str]:
         side = "bilateral" if match.group().startswith("bi") else (before[-1] if before else "")
         if not side and sides:
             side = sides[0][1]
+        if not side and match.group() in ("bases", "apices"):
+            side = "bilateral"
         if region in _MIDLINE:
             side = ""
         found.append((side, region))
@@ -117,7 +119,7 @@ def triplets_of(text: str) -> list[Triplet]:
     """Triplets of findings and impression by rules, without repetition, in order of the text.
 
     A position is looked for in the mention and in the words around it, as far as the clause, the next comma or the
-    next mention goes. Findings outside the fourteen give no triplet.
+    next mention goes, and beyond that mention when there is none so near. Findings outside the fourteen give none.
     """
     sentences = sentences_of(text)
     mentions = mentions_of(text)
@@ -125,8 +127,11 @@ def triplets_of(text: str) -> list[Triplet]:
     for mention in mentions:
         if mention.name == OTHER:
             continue
-        words = _around(sentences[mention.sentence], mention, mentions)
-        for position in positions_in(words) or [UNSPECIFIED]:
+        sentence = sentences[mention.sentence]
+        named = positions_in(_around(sentence, mention, mentions))
+        if not named and mention.state != ABSENT:  # "consolidation and atelectasis in the left base"
+            named = positions_in(_around(sentence, mention, ()))
+        for position in named or [UNSPECIFIED]:
             found[Triplet(mention.name, position, mention.state)] = None
     return list(found)
 
@@ -139,9 +144,30 @@ def _around(sentence: str, mention: Mention, mentions: Sequence[Mention]) -> str
     left, right = max(left, mention.clause[0]), min(right, mention.clause[1])
     if last and (more := _AND_ALSO.match(sentence, right)):
         right = more.end()
-    before = re.split(r",|\bor\b", sentence[left : mention.start])[-1]
-    after = re.split(r",|\bor\b", sentence[mention.end : max(right, mention.end)])[0]
+    border = r",|\bor\b" if mention.state == ABSENT else r","
+    before = re.split(border, sentence[left : mention.start])[-1]
+    after = re.split(border, sentence[mention.end : max(right, mention.end)])[0]
     return before + sentence[mention.start : mention.end] + after
+
+
+_STATUS = {PRESENT: "Definitely Present", ABSENT: "Definitely Absent", UNCERTAIN: "Uncertain"}
+
+
+def entity_text(text: str) -> str:
+    """A report as a string of entities with their status, which KAD's text encoder reads instead of sentences.
+
+    "[ENT] effusion Observation Definitely Present" for each mention, sentences joined by " [SEP] "; without any
+    mention the sentences themselves. Entities come from the label rules, where the paper takes them from UMLS and RadGraph.
+    Source: xiaoman-zhang/KAD, whose released text lacks the blank before the status.
+    """
+    sentences = sentences_of(text)
+    parts: dict[int, str] = {}
+    for mention in mentions_of(text):
+        if mention.name != OTHER:
+            words = sentences[mention.sentence][mention.start : mention.end]
+            entity = f" [ENT] {words} Observation {_STATUS[mention.state]}"
+            parts[mention.sentence] = parts.get(mention.sentence, "") + entity
+    return " [SEP] ".join(part.strip() for part in parts.values()) if parts else " [SEP] ".join(sentences)
 
 
 # ---- RadGraph -----------------------------------------------------------

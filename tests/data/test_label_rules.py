@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medvlp_jax.data import label_rules_tables as tables
-from medvlp_jax.data.label_rules import OTHER, labels_of, labels_of_sections, mentions_of, sentences_of
+from medvlp_jax.data.label_rules import (
+    OTHER,
+    labels_of,
+    labels_of_report,
+    labels_of_sections,
+    mentions_of,
+    sentences_of,
+)
 from medvlp_jax.data.labels import ABSENT, CHEXPERT_LABELS, NOT_MENTIONED, PRESENT, UNCERTAIN, label_states
 
 P, A, U = PRESENT, ABSENT, UNCERTAIN
@@ -100,6 +107,23 @@ def test_sections_do_not_run_into_each_other():
     labels = label_states(labels_of_sections("There is no", "effusion"))
     assert labels["Pleural Effusion"] == PRESENT
     assert np.array_equal(labels_of_sections("", "Edema."), labels_of("Edema."))
+
+
+@pytest.mark.parametrize(
+    ("report", "expected"),
+    [
+        (
+            "INDICATION: rule out pneumonia\nFINDINGS: Small effusion.\nIMPRESSION: No edema.",
+            {"Pleural Effusion": P, "Edema": A},
+        ),
+        ("Small effusion.", {"Pleural Effusion": P}),
+        ("HISTORY: pneumonia\n\nSmall effusion.", {"Pleural Effusion": P}),
+        ("HISTORY: pneumonia", {}),
+        ("", {}),
+    ],
+)
+def test_whole_reports_are_cut_first(report, expected):
+    assert label_states(labels_of_report(report)) == expected
 
 
 def test_mentions_point_at_their_words():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from medvlp_jax.data.triplets import (
     Triplet,
     entity_name,
+    entity_text,
     exists_matrix,
     graph_triplets,
     positions_in,
@@ -65,10 +66,35 @@ def test_positions(text, expected):
         ("The heart is enlarged.", [("Cardiomegaly", "heart", 1)]),
         ("Small effusion. Small effusion.", [("Pleural Effusion", "unspecified", 1)]),
         ("Thoracic scoliosis.", []),
+        (
+            "Consolidation and atelectasis are present in the left base.",
+            [("Consolidation", "left base", 1), ("Atelectasis", "left base", 1)],
+        ),
+        ("Minimal opacities in the lung bases.", [("Lung Opacity", "bilateral base", 1)]),
+        (
+            "No effusion or pneumothorax at the left apex.",
+            [("Pleural Effusion", "unspecified", 0), ("Pneumothorax", "left apex", 0)],
+        ),
     ],
 )
 def test_triplets_by_rules(text, expected):
     assert triplets_of(text) == [Triplet(*triplet) for triplet in expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "Small effusion, no pneumothorax. The trachea is midline. Possible pneumonia.",
+            "[ENT] effusion Observation Definitely Present [ENT] pneumothorax Observation Definitely Absent [SEP] "
+            "[ENT] pneumonia Observation Uncertain",
+        ),
+        ("Frontal view. Unchanged.", "frontal view. [SEP] unchanged."),
+        ("", ""),
+    ],
+)
+def test_text_of_entities(text, expected):
+    assert entity_text(text) == expected
 
 
 def entity(tokens, label, start, *relations):
