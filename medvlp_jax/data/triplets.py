@@ -157,8 +157,8 @@ def entity_text(text: str) -> str:
     """A report as a string of entities with their status, which KAD's text encoder reads instead of sentences.
 
     "[ENT] effusion Observation Definitely Present" for each mention, sentences joined by " [SEP] "; without any
-    mention the sentences themselves. Entities come from the label rules, where the paper takes them from UMLS and RadGraph.
-    Source: xiaoman-zhang/KAD, whose released text lacks the blank before the status.
+    mention the sentences themselves. Entities come from the label rules; KAD takes them from UMLS and RadGraph. Source:
+    xiaoman-zhang/KAD, whose released text lacks the blank before the status.
     """
     sentences = sentences_of(text)
     parts: dict[int, str] = {}
