@@ -30,7 +30,6 @@ NEAR = 40
 """Bits that may differ between look-alike images: see docs/data.md, "Audit", for what that finds."""
 LONG_TEXT = 20
 """Words from which on an equal text in training and evaluation is more than a common phrase."""
-_BLOCK = 1 << 17
 
 _NIH_IMAGE = re.compile(r"(\d{8})_\d{3}")
 _MIMIC_IMAGE = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{8}){4}")
@@ -206,20 +205,18 @@ def shared(a: Rows, b: Rows, field: str, *, most: int = 100) -> tuple[int, Share
 def look_alikes(a: Rows, b: Rows, *, near: int = NEAR, most: int = 100) -> Shared:
     """Records of `a` with an image that differs from one of `b` in at most `near` bits but is another image id."""
     ours, theirs = np.flatnonzero(a.pixels != 0), np.flatnonzero(b.pixels != 0)
+    words_4xM = np.ascontiguousarray(b.look[theirs].T)
     count, pairs = 0, []
     for i in ours:
-        best, at = near + 1, -1
-        for start in range(0, len(theirs), _BLOCK):
-            block = theirs[start : start + _BLOCK]
-            distance = np.bitwise_count(b.look[block] ^ a.look[i]).sum(axis=1)
-            distance[b.image[block] == a.image[i]] = near + 1
-            j = int(np.argmin(distance))
-            if distance[j] < best:
-                best, at = int(distance[j]), int(block[j])
-        if at >= 0:
+        # Half of the bits first: they rule out nearly all.
+        distance_M = np.bitwise_count(words_4xM[0] ^ a.look[i, 0]) + np.bitwise_count(words_4xM[1] ^ a.look[i, 1])
+        close = np.flatnonzero(distance_M <= near)
+        distance = np.bitwise_count(words_4xM[:, close] ^ a.look[i][:, None]).sum(axis=0, dtype=np.int64)
+        distance[b.image[theirs[close]] == a.image[i]] = near + 1
+        if len(distance) and distance.min() <= near:
             count += 1
             if len(pairs) < most:
-                pairs.append((int(a.row[i]), int(b.row[at])))
+                pairs.append((int(a.row[i]), int(b.row[theirs[close[np.argmin(distance)]]])))
     return Shared(count, pairs)
 
 
