@@ -9,7 +9,7 @@ import html
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,11 +68,12 @@ class Find(NamedTuple):
 class Sensitive:
     """The raw ids and texts of records that are not public, gathered record by record.
 
-    Ids shorter than five characters or without a digit are left out: they are found everywhere.
+    Ids shorter than five characters or without a digit are left out, and last parts of paths that several ids end in
+    ("study1"): they are found everywhere.
     """
 
     def __init__(self) -> None:
-        self.ids: set[str] = set()
+        self._id_of: dict[str, str] = {}  # name -> the raw id it belongs to, "" when there are several
         self._windows: list[np.ndarray] = []
         self._studies: set[int] = set()
         self._rare: np.ndarray | None = None
@@ -82,9 +83,10 @@ class Sensitive:
         if record["public"]:
             return
         for value in raw or ():
-            stem = Path(value).name
-            names = {value, stem, stem.rsplit(".", 1)[0]}
-            self.ids |= {name for name in names if len(name) >= 5 and re.search(r"\d", name)}
+            last = PurePosixPath(value).name
+            for name in {value, last, last.rsplit(".", 1)[0]}:
+                if len(name) >= 5 and re.search(r"\d", name) and self._id_of.setdefault(name, value) != value:
+                    self._id_of[name] = ""
         study = int(record["study_id"])
         if study in self._studies:  # the images of a study share its text
             return
@@ -94,6 +96,10 @@ class Sensitive:
         if windows:
             self._windows.append(np.unique(np.concatenate(windows)))
             self._rare = None
+
+    def is_id(self, name: str) -> bool:
+        """Does it name one patient, study or image?"""
+        return bool(self._id_of.get(name))
 
     @property
     def rare(self) -> np.ndarray:
@@ -171,7 +177,7 @@ def _in_text(text: str, name: str, sensitive: Sensitive, phrase: re.Pattern[str]
                 yield Find(name, number, kind)
         if phrase is not None and phrase.search(plain):
             yield Find(name, number, "planted word")
-        if ids and sensitive.ids and any(token in sensitive.ids for token in _tokens(plain)):
+        if ids and any(sensitive.is_id(token) for token in _tokens(plain)):
             yield Find(name, number, "raw id")
         fresh = _WORD.findall(plain.lower())
         words += fresh

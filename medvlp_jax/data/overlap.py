@@ -31,7 +31,8 @@ NEAR = 40
 LONG_TEXT = 20
 """Words from which on an equal text in training and evaluation is more than a common phrase."""
 
-_NIH_IMAGE = re.compile(r"(\d{8})_\d{3}")
+_EXTENSION = re.compile(r"\.(?:png|jpe?g|dcm|dicom)$", re.IGNORECASE)
+_NIH_IMAGE, _NIH_PATIENT = re.compile(r"(\d{8})_\d{3}"), re.compile(r"nih-(\d{1,8})")
 _MIMIC_IMAGE = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{8}){4}")
 _MIMIC_PATIENT, _MIMIC_STUDY = re.compile(r"p?(1\d{7})"), re.compile(r"s?(5\d{7})")
 _UNIQUE = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|[012](?:\.\d+){5,}")
@@ -51,18 +52,20 @@ class IdRules:
 
     def keys(self, patient: str, study: str, image: str) -> tuple[str, str, str]:
         """(patient, study, image) keys."""
-        image = PurePosixPath(image.strip()).name
-        stem = re.sub(r"\.(?:png|jpe?g|dcm|dicom)$", "", image, flags=re.IGNORECASE)
+        whole = _EXTENSION.sub("", image.strip())
+        stem = PurePosixPath(whole).name
         stem = self.aliases.get(stem, stem)
-        own_patient, own_study = f"{self.namespace}:{patient}", f"{self.namespace}:{study}"
+        own = [f"{self.namespace}:{value}" for value in (patient, study, whole)]
+        keys = [
+            value if _UNIQUE.fullmatch(value) else key for value, key in zip((patient, study, stem), own, strict=True)
+        ]
         if match := _NIH_IMAGE.fullmatch(stem):
             return f"nih:{int(match.group(1))}", f"nih:{stem}", f"nih:{stem}"
+        if match := _NIH_PATIENT.fullmatch(patient):
+            return f"nih:{int(match.group(1))}", keys[1], keys[2]
         subject, number = _MIMIC_PATIENT.fullmatch(patient), _MIMIC_STUDY.fullmatch(study)
         if subject and (_MIMIC_IMAGE.fullmatch(stem) or self.namespace in _OF_MIMIC):
-            own_patient = f"mimic:{subject.group(1)}"
-            own_study = f"mimic:{number.group(1)}" if number else own_study
-            return own_patient, own_study, f"mimic:{stem}"
-        keys = [key if _UNIQUE.fullmatch(key) else f"{self.namespace}:{key}" for key in (patient, study, stem)]
+            return f"mimic:{subject.group(1)}", f"mimic:{number.group(1)}" if number else own[1], f"mimic:{stem}"
         return keys[0], keys[1], keys[2]
 
 
@@ -76,8 +79,9 @@ def read_aliases(path: str | os.PathLike[str]) -> dict[str, str]:
         missing = {"image_id", "same_as"} - set(reader.fieldnames or ())
         if missing:
             raise ValueError(f"{os.fspath(path)} lacks the columns {', '.join(sorted(missing))}.")
-        strip = re.compile(r"\.(?:png|jpe?g|dcm|dicom)$", re.IGNORECASE)
-        return {strip.sub("", row["image_id"].strip()): strip.sub("", row["same_as"].strip()) for row in reader}
+        return {
+            _EXTENSION.sub("", row["image_id"].strip()): _EXTENSION.sub("", row["same_as"].strip()) for row in reader
+        }
 
 
 def raw_ids(folder: Path) -> dict[int, tuple[str, str, str]]:

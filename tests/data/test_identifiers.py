@@ -7,12 +7,19 @@ import pytest
 
 from medvlp_jax.data import identifiers
 from medvlp_jax.data.identifiers import Sensitive, search
+from medvlp_jax.data.records import hashed_id
 
 TEXT = "There is a peculiar spiculated opacity behind the third left rib, measuring 14 mm in the longest diameter."
 
 
 def record(study, text=TEXT, public=False):
-    return {"public": public, "study_id": study, "findings": text, "impression": "", "report": f"FINDINGS: {text}"}
+    return {
+        "public": public,
+        "study_id": hashed_id(str(study)),
+        "findings": text,
+        "impression": "",
+        "report": f"FINDINGS: {text}",
+    }
 
 
 @pytest.fixture
@@ -97,6 +104,15 @@ def test_two_images_of_a_study_count_once(tmp_path):
     for _ in range(identifiers.COMMON):
         made.add(record(1), None)
     assert kinds(tmp_path, TEXT, made) == [(1, "report text")]
+
+
+def test_parts_of_paths_that_many_ids_share_are_no_find(tmp_path):
+    made = Sensitive()
+    for patient in ("patient00001", "patient00002"):
+        for view in ("view1_frontal", "view2_lateral"):
+            made.add(record(patient), (f"set/{patient}", f"set/{patient}/study1", f"set/{patient}/study1/{view}"))
+    assert kinds(tmp_path, "study1 view1_frontal", made) == []
+    assert kinds(tmp_path, "see patient00002", made) == [(1, "raw id")]
 
 
 def test_files(tmp_path, sensitive):

@@ -24,6 +24,12 @@ UUID = "0004cfab-14fd-4e49-80ba-63a80b6bddd6"
         (("mimic_cxr", "10000032", "50414267", DICOM), ("ms_cxr", "p10000032", "s50414267", f"{DICOM}.jpg"), (1, 1, 1)),
         (("mimic_cxr", "10000032", "50414267", DICOM), ("ours", "p10000032", "s50414268", "x.jpg"), (0, 0, 0)),
         (("rsna", UUID, UUID, f"{UUID}.dcm"), ("other", UUID, UUID, UUID), (1, 1, 1)),
+        (("chestxray14", "nih-00000061", "x", "00000061_012"), ("rsna", "nih-00000061", UUID, UUID), (1, 0, 0)),
+        (
+            ("chexpert", "c/patient1", "s", "c/patient1/study1/view1"),
+            ("chexpert", "c/patient2", "t", "c/patient2/study1/view1"),
+            (0, 0, 0),
+        ),
         (("a", "1", "1", "1.png"), ("b", "1", "1", "1.png"), (0, 0, 0)),
         (("a", "1", "1", "1.png"), ("a", "1", "1", "1.jpg"), (1, 1, 1)),
         (("cxr_phantom", "p16000000", "s68000000", "s68000000-0"), ("mimic_cxr", "16000000", "x", DICOM), (0, 0, 0)),
