@@ -55,6 +55,14 @@ def chest(height: int = 200, width: int = 180) -> np.ndarray:
     return np.clip(grey + rng.normal(0, 4, grey.shape), 5, 250).astype(np.uint8)
 
 
+def blotches(seed: int, height: int = 120, width: int = 100) -> np.ndarray:
+    """A picture of soft patches, another one for every seed: uint8 (height, width)."""
+    import cv2
+
+    small = np.random.default_rng(seed).integers(20, 240, (9, 8)).astype(np.uint8)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
 ALL_EVALUATORS = "('validation_loss', 'retrieval', 'zero_shot', 'linear_probe', 'knn', 'grounding')"
 
 
