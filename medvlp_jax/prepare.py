@@ -31,15 +31,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from medvlp_jax.data import data_sets
+from medvlp_jax.data.data_sets import BUILDERS
 from medvlp_jax.data.records import SPLITS, RecordSource
 from medvlp_jax.data.side_tables import count_all, table, write_json, write_rejected_and_ids
 from medvlp_jax.data.staging import Staging, config_dict
-
-BUILDERS: dict[str, str] = {
-    "cxr_phantom": "tfds_builders.cxr_phantom.cxr_phantom",
-    "image_report_folder": "tfds_builders.image_report_folder.image_report_folder",
-}
-"""Data set -> module of its builder."""
 
 
 class PrepareError(RuntimeError):
@@ -87,6 +83,8 @@ def prepare(
         sources = {split: RecordSource(root, f"{builder_class.name}/{config.name}", split) for split in _splits(folder)}
         counts = count_all(sources, staging, progress)
         provenance = {"config": config_dict(config), "version": str(builder_class.VERSION), **staging.provenance}
+        if staging.facts:
+            provenance["facts"] = dict(sorted(staging.facts.items()))
         write_json(folder / "provenance.json", provenance)
         extra = list(module.describe(sources)) if hasattr(module, "describe") else []
         write_json(folder / "counts.json", counts)  # last: marks the folder as finished
@@ -101,7 +99,7 @@ def prepare(
 
 def _load(name: str) -> tuple[Any, ModuleType]:
     if name not in BUILDERS:
-        raise PrepareError(f"Unknown data set {name!r}. Known: {', '.join(BUILDERS)}.")
+        raise PrepareError(data_sets.unknown(name))
     module = importlib.import_module(BUILDERS[name])
     for value in vars(module).values():
         if isinstance(value, type) and getattr(value, "name", None) == name and hasattr(value, "download_and_prepare"):

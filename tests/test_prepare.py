@@ -99,7 +99,7 @@ def same_bytes(a, b):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["cxr_fantom"], "Unknown data set 'cxr_fantom'. Known: cxr_phantom, image_report_folder"),
+        (["cxr_fantom"], "Unknown data set 'cxr_fantom'. Did you mean 'cxr_phantom'? Known: cxr_phantom, image"),
         ([*FOLDER, "--sise=3"], "no setting 'sise'. Settings and their defaults: name='default'"),
         ([*FOLDER, "--limit"], "--limit has no value"),
         ([*FOLDER, "--limit", "many"], "--limit 'many' is not a int"),
