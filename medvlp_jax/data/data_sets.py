@@ -10,6 +10,7 @@ BUILDERS: dict[str, str] = {
     for name in (
         "cxr_phantom",
         "image_report_folder",
+        "mimic_cxr",
     )
 }
 """Data set -> module of its builder."""
