@@ -109,3 +109,14 @@ def public_table(name: str) -> Path:
         if (folder / name).exists():
             return folder / name
     pytest.skip(f"{name} of the torchxrayvision wheel is not installed here, nor under $MEDVLP_PUBLIC_TABLES")
+
+
+def local_data(name: str) -> Path:
+    """A folder of real data beside the repository (or under $MEDVLP_SHARED_DATA). Skips the test where it is not."""
+    import pytest
+
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("MEDVLP_SHARED_DATA", beside)) / name
+    if not folder.exists():
+        pytest.skip(f"the data set {name} is not beside the repository, nor under $MEDVLP_SHARED_DATA")
+    return folder

@@ -14,6 +14,10 @@ BUILDERS: dict[str, str] = {
         "chexpert",
         "iu_xray",
         "padchest",
+        "chestxray14",
+        "rsna_pneumonia",
+        "siim_pneumothorax",
+        "vindr_cxr",
     )
 }
 """Data set -> module of its builder."""
