@@ -18,6 +18,14 @@ BUILDERS: dict[str, str] = {
         "rsna_pneumonia",
         "siim_pneumothorax",
         "vindr_cxr",
+        "covidx",
+        "object_cxr",
+        "ms_cxr",
+        "chest_imagenome",
+        "chestx_det10",
+        "tbx11k",
+        "covid_rural",
+        "montgomery_shenzhen",
     )
 }
 """Data set -> module of its builder."""

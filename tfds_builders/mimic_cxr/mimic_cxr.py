@@ -94,7 +94,7 @@ def plan(config: MimicConfig) -> Plan:
         expert, table = _labels(find_file(tables_root, ("mimic-cxr-*-test-set-labeled.csv*",), "expert label table"))
         used.append(table)
     has_views = "ViewPosition" in metadata.columns
-    find_image = _image_finder(root, EXTENSIONS[config.images])
+    find_image = image_finder(root, EXTENSIONS[config.images])
     items, rejections = [], []
     for number, row in metadata:
         study, subject, dicom = row["study_id"].strip().removeprefix("s"), row["subject_id"].strip(), row["dicom_id"]
@@ -174,7 +174,17 @@ def _labels(path: Path) -> tuple[dict[str, dict[str, int]], Table]:
     return labels, table
 
 
-def _image_finder(root: Path, extensions: tuple[str, ...]) -> Callable[[str, str], str]:
+def mimic_images(path: str) -> Path:
+    """The folder of the images that another set speaks of. Raises: ValueError when it is none."""
+    folder = Path(path).expanduser()
+    if not path or not folder.is_dir():
+        raise ValueError(
+            f"--images_root {path!r} is no folder. This set has no images of its own: give the folder of MIMIC-CXR-JPG."
+        )
+    return folder
+
+
+def image_finder(root: Path, extensions: tuple[str, ...]) -> Callable[[str, str], str]:
     """(tree, dicom id) -> path of the image. Which folder and extension there are is learnt from the first hits."""
     bases = [base for base in ("files", "") if base == "" or (root / base).is_dir()]
     order = [(base, extension) for base in bases for extension in extensions]

@@ -36,7 +36,7 @@ def write(folder: Path) -> None:
             data = dicom(ellipses(number, 128, 128), bits=8, ViewPosition="AP" if number % 2 else "PA")
             files[f"stage_2_train_images/{image}.dcm"] = data
     mapping = [{"img_id": nih, "subset_img_id": image} for nih, image in zip(NIH, IDS, strict=False)]
-    files["mapping.json"] = json.dumps(mapping)
+    files["nih/mapping.json"] = json.dumps(mapping)
     files["test_list.txt"] = "00000003_000.png\n00000004_000.png\n"
     write_files(folder, files)
     write_csv(folder / "stage_2_train_labels.csv", ("patientId", "x", "y", "width", "height", "Target"), boxes)

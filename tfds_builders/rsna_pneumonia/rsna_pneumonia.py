@@ -22,6 +22,7 @@ from tfds_builders.chestxray14.chestxray14 import patient_id
 WHAT = "a folder with stage_2_train_labels.csv, stage_2_detailed_class_info.csv and stage_2_train_images/"
 NORMAL, ABNORMAL, OPACITY = "Normal", "No Lung Opacity / Not Normal", "Lung Opacity"
 BOX_FRAME = 1024.0
+MAPPING = "pneumonia-challenge-dataset-mappings_2018.json"
 
 
 @dataclasses.dataclass(eq=False)
@@ -33,7 +34,8 @@ class RsnaConfig(common.LocalConfig):
     negatives: str = "all"
     """Images without opacity: "all", or "normal" (class Normal alone)."""
     nih_mapping: str = ""
-    """JSON list with img_id (NIH file name) and subset_img_id (RSNA id), or a CSV with these columns: patients."""
+    """RSNA's pneumonia-challenge-dataset-mappings_2018.json, or a CSV with its fields img_id (NIH file name) and
+    subset_img_id: gives patients. Default: the one under --root, if any."""
     nih_test_list: str = ""
     """test_list.txt of ChestX-ray14: with --nih_mapping, images of the official NIH test set are the test split."""
 
@@ -46,7 +48,8 @@ def plan(config: RsnaConfig) -> Plan:
     root = common.root_of(config, WHAT)
     if config.negatives not in ("all", "normal"):
         raise ValueError(f"negatives={config.negatives!r}; choices: all, normal.")
-    if config.nih_test_list and not config.nih_mapping:
+    mapping = Path(config.nih_mapping) if config.nih_mapping else find_optional(root, (MAPPING, f"*/{MAPPING}"))
+    if config.nih_test_list and mapping is None:
         raise ValueError("--nih_test_list needs --nih_mapping, which tells the NIH image of every RSNA image.")
     labels = Table(
         find_file(root, ("stage_2_train_labels.csv*", "*stage_2_train_labels.csv*"), "box table"),
@@ -60,7 +63,7 @@ def plan(config: RsnaConfig) -> Plan:
         class_of = {row["patientId"].strip(): row["class"].strip() for _, row in tables[-1]}
     elif config.negatives == "normal":
         raise ValueError(f"--negatives normal needs stage_2_detailed_class_info.csv, which is not under {root}.")
-    nih = read_mapping(Path(config.nih_mapping)) if config.nih_mapping else {}
+    nih = read_mapping(mapping) if mapping else {}
     nih_test = set(read_text(Path(config.nih_test_list))[0].split()) if config.nih_test_list else set()
     files = {Path(name).stem: path for name, path in index_files(root, (".dcm", ".png", ".jpg")).items()}
     rejections: list[Rejection] = []

@@ -36,11 +36,15 @@ def test_every_image(root):
 
 
 def test_patients_of_the_nih_set(root):
-    mapped = dict(nih_mapping=str(root / "mapping.json"), nih_test_list=str(root / "test_list.txt"))
+    mapped = dict(nih_mapping=str(root / "nih/mapping.json"), nih_test_list=str(root / "test_list.txt"))
     made = make(rsna_pneumonia, root=str(root), size=32, **mapped)
     assert set(made.splits["test"]) == {IDS[3], IDS[4]}
     assert made.examples[IDS[0]]["patient_id"] == made.examples[IDS[1]]["patient_id"]
     assert made.examples[IDS[0]]["patient_id"] == records.hashed_id("nih-00000001")
+    (root / "nih/mapping.json").rename(root / "nih" / rsna_pneumonia.MAPPING)
+    found = make(rsna_pneumonia, root=str(root), size=32, fractions="1,0,0")
+    assert found.examples[IDS[0]]["patient_id"] == made.examples[IDS[0]]["patient_id"]
+    (root / "nih" / rsna_pneumonia.MAPPING).unlink()
     with pytest.raises(ValueError, match="needs --nih_mapping"):
         make(rsna_pneumonia, root=str(root), nih_test_list="x")
     (root / "wrong.json").write_text('[{"img_id": "a", "rsna": "b"}]')
