@@ -84,7 +84,8 @@ def make_record(
         lungs = [None if lung is None else lung[window] for lung in lungs]
     doubts = []
     if config.film_check and view != "LATERAL":
-        doubts = [doubt.check for doubt in film_check.check_grey(images.to_uint8(image))]
+        step = max(1, max(image.shape) // 512)  # every pixel would double the time of a record
+        doubts = [doubt.check for doubt in film_check.check_grey(images.to_uint8(image[::step, ::step]))]
     if config.size:
         resized = images.resize_keep_aspect(image, config.size, config.fit)
         boxes = _moved(boxes, preprocess.Op("resize", (config.size, config.fit)), image, resized.shape)
