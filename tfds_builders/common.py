@@ -16,6 +16,9 @@ from medvlp_jax.data.film_records import FRONTAL, VIEW_NAMES
 from medvlp_jax.data.staging import Plan, Rejection
 from medvlp_jax.data.tables import Table
 
+IMAGE_COLUMNS = ("image_id", "dicom_id", "Image Index", "patientId", "ImageId", "Path", "image")
+"""Names under which a --split_table may hold images."""
+
 
 @dataclasses.dataclass(eq=False)
 class LocalConfig(tfds.core.BuilderConfig):
@@ -45,6 +48,9 @@ class LocalConfig(tfds.core.BuilderConfig):
     """Of drawn splits; a patient keeps its split when others are added."""
     split_conflict: str = "error"
     """A patient in two splits: "error", "drop" all its images, or keep those of the "first" split it occurs in."""
+    split_table: str = ""
+    """CSV with an image column (image_id, dicom_id, Image Index, ...) and `split`: its split instead of the set's own;
+    images that it lacks are left out. An ids.csv of another build is such a table."""
     sentences: str = "simple"
     """Sentence rule; see `sentences.RULES`."""
     film_check: bool = True
@@ -110,11 +116,13 @@ def finish_plan(
     tables: Mapping[str, Table] | Sequence[Table] = (),
     split_rule: str = "",
     provenance: Mapping[str, Any] | None = None,
+    locate: Callable[[dict[str, Any]], str] | None = None,
 ) -> Plan:
     """The end of every plan: views, repeated ids, splits, missing files, limit; whatever goes is a rejection.
 
     Args: items: see `film_records`; a split of "" is drawn by patient. tables: their checksums go to provenance.
-      split_rule: in words, for items that came with a split.
+      split_rule: in words, for items that came with a split. locate: the path of an item that has none yet; asked
+      only as far as --limit goes, because a slow disk takes minutes to look for every file of a large set.
     Raises: ValueError for a patient in two splits (see `split_conflict`), or an unknown name in --splits.
     """
     rejected = list(rejections)
@@ -132,6 +140,13 @@ def finish_plan(
             continue
         seen.add(item["image_id"])
         kept.append(item)
+    tables = list(tables)
+    if config.split_table:
+        table = Table(Path(config.split_table).expanduser(), ())
+        kept, unlisted = _listed(kept, table)
+        rejected += unlisted
+        tables.append(table)
+        split_rule = f"table {table.path.name}"
     drawn = sum(not item["split"] for item in kept)
     if drawn:
         bounds = splits.thresholds(config.fractions)
@@ -147,12 +162,13 @@ def finish_plan(
             if config.limit and len(there) == config.limit:
                 beyond += len(of_split) - place
                 break
+            path = item["path"] if locate is None else locate(item)
             try:
-                state = os.stat(item["path"])
+                state = os.stat(path)
             except (OSError, ValueError):
                 rejected.append(Rejection("missing_file", row=item["row"], item=item["image"]))
                 continue
-            there.append({**item, "bytes": state.st_size, "modified": state.st_mtime_ns})
+            there.append({**item, "path": path, "bytes": state.st_size, "modified": state.st_mtime_ns})
         if there:
             planned[split] = there
     facts = {
@@ -163,6 +179,39 @@ def finish_plan(
         **(provenance or {}),
     }
     return Plan(planned, rejected + conflicts, facts)
+
+
+def _listed(items: list[dict[str, Any]], table: Table) -> tuple[list[dict[str, Any]], list[Rejection]]:
+    """Items with the split of a table, and those that it does not list. Ids compare without folders and extension.
+
+    Raises: ValueError for a table without the columns, or with a split of another name.
+    """
+    column = next((name for name in IMAGE_COLUMNS if name in table.columns), None)
+    if column is None or "split" not in table.columns:
+        raise ValueError(
+            f"--split_table {table.path} needs a column split and one of {', '.join(IMAGE_COLUMNS)}. "
+            f"Its columns: {', '.join(table.columns)}."
+        )
+    split_of = {}
+    for number, row in Table(table.path, (column, "split")):
+        split = splits.SPLIT_NAMES.get(row["split"].strip().lower(), row["split"].strip())
+        if not split.isidentifier():
+            raise ValueError(f"--split_table {table.path}, row {number}: the split {split!r} is no name.")
+        split_of[_plain(row[column])] = split
+    kept, unlisted = [], []
+    for item in items:
+        split = split_of.get(_plain(item["image_id"]))
+        if split is None:
+            unlisted.append(Rejection("not_in_split_table", row=item["row"], item=item["image"]))
+        else:
+            kept.append({**item, "split": split})
+    return kept, unlisted
+
+
+def _plain(image: str) -> str:
+    name = image.strip().rpartition("/")[2]
+    stem, dot, extension = name.rpartition(".")
+    return stem if dot and extension.lower() in ("png", "jpg", "jpeg", "dcm", "dicom") else name
 
 
 def _by_split(items: list[dict[str, Any]], wanted: str) -> dict[str, list[dict[str, Any]]]:

@@ -47,7 +47,8 @@ class Estimate:
         if self.sample_refused:
             lines.append("Refused of the sample: " + ", ".join(f"{r}: {n}" for r, n in self.sample_refused.items()))
         lines += [
-            f"Time: about {minutes:.1f} minutes with {workers} processes, unless the disk is slower than they are",
+            f"Time: about {minutes:.1f} minutes with {workers} processes for the images, if the disk keeps up; then "
+            "every record is written and read back once",
             f"Records: about {records:.0f}, {size_words(size)}; {size_words(needed)} of disk while building, "
             f"{size_words(free_bytes)} free",
         ]

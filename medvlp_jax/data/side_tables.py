@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -136,14 +136,35 @@ def table(counts: Mapping[str, Any]) -> str:
     )
     if counts["patients_in_two_splits"]:
         lines.append(f"WARNING: {counts['patients_in_two_splits']} patients occur in more than one split.")
+    if counts["identical_files"]:
+        lines.append(f"Files that repeat another byte for byte: {counts['identical_files']} (sha256 in ids.csv)")
+    if counts["identical_files_in_two_splits"]:
+        lines.append(f"WARNING: {counts['identical_files_in_two_splits']} files occur in more than one split.")
     return "\n".join(lines)
 
 
 def count_all(sources: Mapping[str, RecordSource], staging: Staging, progress: bool = False) -> dict[str, Any]:
     """The content of `counts.json`; reads every record back.
 
-    Returns: {"splits": {split: numbers}, "rejected": {reason: number}, "patients_in_two_splits": number}.
+    Returns: {"splits": {split: numbers}, "rejected": {reason: number}, "patients_in_two_splits": number,
+      "identical_files": number, "identical_files_in_two_splits": number}.
     """
     splits = {split: _count_split(source, split, progress) for split, source in sources.items()}
     shared = _shared_patients(splits)
-    return {"splits": splits, "rejected": count_reasons(staging.rejections), "patients_in_two_splits": shared}
+    repeated, apart = identical_files(staging.sources)
+    return {
+        "splits": splits,
+        "rejected": count_reasons(staging.rejections),
+        "patients_in_two_splits": shared,
+        "identical_files": repeated,
+        "identical_files_in_two_splits": apart,
+    }
+
+
+def identical_files(sources: Iterable[Mapping[str, str]]) -> tuple[int, int]:
+    """(files that repeat another one byte for byte, contents that occur in more than one split)."""
+    splits_of: dict[str, list[str]] = {}
+    for source in sources:
+        if source.get("sha256"):
+            splits_of.setdefault(source["sha256"], []).append(source["split"])
+    return sum(len(of) - 1 for of in splits_of.values()), sum(len(set(of)) > 1 for of in splits_of.values())

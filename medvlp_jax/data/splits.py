@@ -7,6 +7,12 @@ from typing import Any
 
 from medvlp_jax.data.staging import Rejection
 
+SPLIT_NAMES: dict[str, str] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "validate", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""Spellings of a split (lower case) -> its name."""
 CONFLICTS = ("error", "drop", "first")
 """What to do with a patient in two splits."""
 

@@ -83,7 +83,7 @@ def plan(config: ImagenomeConfig) -> Plan:
                 {
                     "row": number,
                     "image": f"{tree}/{dicom}",
-                    "path": find_image(tree, dicom),
+                    "tree": tree,
                     "image_id": dicom,
                     "study_id": study,
                     "patient_id": subject,
@@ -92,7 +92,8 @@ def plan(config: ImagenomeConfig) -> Plan:
                     "graphs": str(graphs),
                 }
             )
-    return common.finish_plan(items, rejections, config, tables=tables, split_rule="official silver splits")
+    rule = "official silver splits"
+    return common.finish_plan(items, rejections, config, tables=tables, split_rule=rule, locate=find_image)
 
 
 def make_examples(item: dict[str, Any], config: ImagenomeConfig) -> list[staging.Example]:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medvlp_jax.data import film_records, records, sections, staging
+from medvlp_jax.data import film_records, records, sections, splits, staging
 from medvlp_jax.data.staging import Plan, Rejection
 from tfds_builders import common
 from tfds_builders.image_report_folder import manifest as manifests
@@ -110,7 +110,7 @@ def _item(
         boxes = manifests.row_boxes(row, mapping.get("boxes"))
     except ValueError as error:
         raise Rejection("bad_box", row=number, item=image, detail=str(error)) from None
-    split = manifests.SPLIT_NAMES.get(cells["split"].strip().lower(), "")
+    split = splits.SPLIT_NAMES.get(cells["split"].strip().lower(), "")
     if "split" in mapping and not split:
         raise Rejection("bad_split", row=number, item=image)
     image_id = cells["image_id"].strip() or image

@@ -19,12 +19,6 @@ FIELDS: tuple[str, ...] = (
 )
 """Fields a column can be mapped to, besides `labels.<name>` for the fourteen CheXpert names."""
 
-SPLIT_NAMES: dict[str, str] = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "validate", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:

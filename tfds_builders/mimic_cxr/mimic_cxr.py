@@ -114,7 +114,6 @@ def plan(config: MimicConfig) -> Plan:
             {
                 "row": number,
                 "image": f"{tree}/{dicom}",
-                "path": find_image(tree, dicom),
                 "tree": tree,
                 "reports": reports,
                 "image_id": dicom,
@@ -131,7 +130,7 @@ def plan(config: MimicConfig) -> Plan:
         items, out = _excluded(items, config.exclude)
         rejections += out
     rule = "official" if config.official_split else ""
-    return common.finish_plan(items, rejections, config, tables=used, split_rule=rule)
+    return common.finish_plan(items, rejections, config, tables=used, split_rule=rule, locate=find_image)
 
 
 def _table(root: Path, kind: str) -> Path:
@@ -184,20 +183,18 @@ def mimic_images(path: str) -> Path:
     return folder
 
 
-def image_finder(root: Path, extensions: tuple[str, ...]) -> Callable[[str, str], str]:
-    """(tree, dicom id) -> path of the image. Which folder and extension there are is learnt from the first hits."""
+def image_finder(root: Path, extensions: tuple[str, ...]) -> Callable[[dict[str, Any]], str]:
+    """Work item with its tree and image_id -> path of the image. The folder and extension of the last hit go first."""
     bases = [base for base in ("files", "") if base == "" or (root / base).is_dir()]
     order = [(base, extension) for base in bases for extension in extensions]
 
-    def find(tree: str, dicom: str) -> str:
-        for place, (base, extension) in enumerate(order):
-            path = os.path.join(root, base, tree, dicom + extension)
+    def find(item: dict[str, Any]) -> str:
+        paths = [os.path.join(root, base, item["tree"], item["image_id"] + ext) for base, ext in order]
+        for place, path in enumerate(paths):
             if os.path.exists(path):
-                if place:
-                    order.insert(0, order.pop(place))
+                order.insert(0, order.pop(place))
                 return path
-        base, extension = order[0]
-        return os.path.join(root, base, tree, dicom + extension)
+        return paths[0]
 
     return find
 

@@ -56,7 +56,7 @@ def plan(config: MsCxrConfig) -> Plan:
             found[dicom] = {
                 "row": number,
                 "image": f"{group}/p{subject}/s{study}/{dicom}",
-                "path": find_image(f"{group}/p{subject}/s{study}", dicom),
+                "tree": f"{group}/p{subject}/s{study}",
                 "image_id": dicom,
                 "study_id": study,
                 "patient_id": subject,
@@ -79,7 +79,7 @@ def plan(config: MsCxrConfig) -> Plan:
     version = {"annotations": table.path.name}
     rule = "all test"
     return common.finish_plan(
-        list(found.values()), rejections, config, tables=[table], split_rule=rule, provenance=version
+        list(found.values()), rejections, config, tables=[table], split_rule=rule, provenance=version, locate=find_image
     )
 
 
