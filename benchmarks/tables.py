@@ -58,7 +58,8 @@ def update(page: Path, name: str, table: Table, keys: Sequence[str], *, check: b
             page.write_text(text, encoding="utf-8")
     if check:
         before = page.read_text(encoding="utf-8").splitlines(keepends=True)
-        say("".join(difflib.unified_diff(before, text.splitlines(keepends=True), page.name, "measured", n=0)), end="")
+        for line in difflib.unified_diff(before, text.splitlines(keepends=True), page.name, "measured", n=0):
+            say(line.rstrip("\n"))
     return changed
 
 

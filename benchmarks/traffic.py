@@ -55,14 +55,18 @@ def _two_pass_moments(x, axes, valid, near, moments=norm._moments):
 PADDED = (imitate, "ChannelAttention", PaddedAttention)
 SLICES = (resnet, "_max_of_windows", resnet._max_of_slices)
 TWO_PASS = (norm, "_moments", _two_pass_moments)
+OUTPUT_MOMENTS = (
+    (resnet, "_conv_norm", lambda conv, norm, x, train: norm(conv(x), train=train)),
+    (resnet, "relu", nn.relu),
+)
 # row -> what is replaced, and fields of the config
 VARIANTS = {
-    "as first compiled for a TPU": ((PADDED, SLICES, TWO_PASS), {}),
-    "BatchNorm of bfloat16 takes its statistics in one pass": ((PADDED, SLICES), {}),
-    "max-pool as a window, its gradient as XLA's scatter": ((PADDED,), {}),
-    "attention of the read branch without padding or joining tokens": ((), {}),
-    "(the space-to-depth stem instead)": ((), {"model.trunk.stem": "space_to_depth"}),
-    "(for comparison: BatchNorm frozen, another computation)": ((), {"model.bn.scope": "frozen"}),
+    "as first compiled for a TPU": ((PADDED, SLICES, TWO_PASS, *OUTPUT_MOMENTS), {}),
+    "BatchNorm of bfloat16 takes its statistics in one pass": ((PADDED, SLICES, *OUTPUT_MOMENTS), {}),
+    "max-pool as a window, its gradient as XLA's scatter": ((PADDED, *OUTPUT_MOMENTS), {}),
+    "attention of the read branch without padding or joining tokens": (OUTPUT_MOMENTS, {}),
+    "widening 1×1 convolutions normalised by the moments of their input": ((), {}),
+    "(for comparison: BatchNorm frozen, another computation)": (OUTPUT_MOMENTS, {"model.bn.scope": "frozen"}),
 }
 
 
