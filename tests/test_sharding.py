@@ -101,7 +101,7 @@ def test_sizes_left_over(eight):
 def test_sizes_that_do_not_fit(eight, case, sizes):
     assert sizes in eight[case]
     assert "8 devices" in eight[case]
-    assert "Use mesh.data=-1 and a mesh.fsdp that divides 8." in eight[case]
+    assert "Use mesh.data=-1 and a mesh.fsdp that divides 8: 1, 2, 4, 8." in eight[case]
 
 
 @pytest.mark.parametrize("sizes", [(0, 1), (-2, 1), (1, 0), (-1, -1)])
@@ -170,50 +170,51 @@ def joined(monkeypatch):
     return calls
 
 
-def test_single_process_joins_nobody(joined):
-    sharding.initialize_processes()
+def test_single_process_joins_nobody(joined, tmp_path):
+    sharding.initialize_processes(tmp_path, 5)
     assert joined == []
 
 
-def test_processes_of_the_environment(joined, monkeypatch):
+def test_processes_of_the_environment(joined, monkeypatch, tmp_path):
     for name, value in zip(NAMES, ("127.0.0.1:1234", "4", "3"), strict=False):
         monkeypatch.setenv(name, value)
-    sharding.initialize_processes()
-    assert joined == [(("127.0.0.1:1234",), {"num_processes": 4, "process_id": 3})]
+    sharding.initialize_processes(tmp_path, 5)
+    assert joined == [(("127.0.0.1:1234", 4, 3), {"initialization_timeout": 65})]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("name", "value"), [("SLURM_NTASKS", "2"), ("TPU_WORKER_HOSTNAMES", "a,b")])
-def test_clusters_that_jax_knows(joined, monkeypatch, name, value):
+def test_clusters_that_jax_knows(joined, monkeypatch, name, value, tmp_path):
     monkeypatch.setenv(name, value)
-    sharding.initialize_processes()
-    assert joined == [((), {})]
+    sharding.initialize_processes(tmp_path, 5)
+    assert joined == [((), {"initialization_timeout": 65})]
 
 
 @pytest.mark.parametrize(("name", "value"), [("SLURM_NTASKS", "1"), ("TPU_WORKER_HOSTNAMES", "localhost")])
-def test_one_task_or_host_joins_nobody(joined, monkeypatch, name, value):
+def test_one_task_or_host_joins_nobody(joined, monkeypatch, name, value, tmp_path):
     monkeypatch.setenv(name, value)
-    sharding.initialize_processes()
+    sharding.initialize_processes(tmp_path, 5)
     assert joined == []
 
 
-def test_joined_processes_are_left_alone(joined, monkeypatch):
+def test_joined_processes_are_left_alone(joined, monkeypatch, tmp_path):
     monkeypatch.setenv("SLURM_NTASKS", "2")
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
-    sharding.initialize_processes()
+    sharding.initialize_processes(tmp_path, 5)
     assert joined == []
 
 
-def test_some_of_the_three_variables(joined, monkeypatch):
+def test_some_of_the_three_variables(joined, monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     with pytest.raises(ValueError, match="JAX_NUM_PROCESSES set, but JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID missing"):
-        sharding.initialize_processes()
+        sharding.initialize_processes(tmp_path, 5)
     assert joined == []
 
 
 @pytest.mark.parametrize(("count", "index"), [("two", "0"), ("2", "2"), ("2", "-1"), ("2", "1.0")])
-def test_process_numbers_that_make_no_sense(joined, monkeypatch, count, index):
+def test_process_numbers_that_make_no_sense(joined, monkeypatch, count, index, tmp_path):
     for name, value in zip(NAMES, ("127.0.0.1:1234", count, index), strict=False):
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=f"JAX_NUM_PROCESSES='{count}', JAX_PROCESS_ID='{index}'"):
-        sharding.initialize_processes()
+        sharding.initialize_processes(tmp_path, 5)
     assert joined == []
