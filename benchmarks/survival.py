@@ -32,20 +32,21 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import tiny  # the run that the tests use too
+import tiny  # noqa: E402  the run that the tests use too
 
 MOMENTS = ("start", "step", "save")
 SAVE_EVERY = 2
 POLL = 0.005
-# One start must be cheap: TensorFlow, if it is there, only writes event files, which tensorboardX does as well.
-NO_TENSORFLOW = "import sys\nsys.modules['tensorflow'] = None\n"
+BEGUN, STARTED = "run       ", "model     "  # lines of log.txt: the first of a start; behind looking for a checkpoint
+# One start must be cheap: without tensorboard, event files are written by tensorboardX and TensorFlow stays unloaded.
+NO_TENSORBOARD = "import sys\nsys.modules['tensorboard'] = None\n"
 
 
 def environment(folder: Path) -> dict[str, str]:
     """Of all processes: one compilation for all starts, and no TensorFlow."""
     site = folder / "site"
     site.mkdir(parents=True, exist_ok=True)
-    (site / "sitecustomize.py").write_text(NO_TENSORFLOW)
+    (site / "sitecustomize.py").write_text(NO_TENSORBOARD)
     more = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     return tiny.environment() | more | {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
 
@@ -90,47 +91,52 @@ def lines(path: Path) -> int:
 
 
 def disturb(
-    run: subprocess.Popen, workdir: Path, kills: int, rng: random.Random, processes: int, seconds: dict
-) -> list:
+    run: subprocess.Popen, workdir: Path, *, kills: int, rng: random.Random, processes: int, seconds: dict[str, float]
+) -> list[dict]:
     """Kills processes of a supervised run. Returns: one dict per kill."""
     done: list[dict] = []
     deadline = time.monotonic() + seconds["limit"]
-    while len(done) < kills and time.monotonic() < deadline and run.poll() is None:
-        moment = MOMENTS[len(done) % len(MOMENTS)]
-        victims = wait_for(lambda: len(processes_of(workdir)) == processes, run, deadline) and processes_of(workdir)
-        if not victims:
-            break
+
+    def until(true) -> bool:
+        return wait_for(true, run, deadline)
+
+    def one(moment: str) -> dict | None:
+        """Waits for the moment, kills, waits until all are gone; None when the moment does not come."""
+        log, history = workdir / "log.txt", workdir / "examples.jsonl"
+        begun = size(log)
+        if not until(lambda: len(processes_of(workdir)) == processes):
+            return None
         if moment == "start":
             time.sleep(rng.uniform(0, seconds["start"]))
-        else:  # past its start-up: a step was logged since
-            known, steps = lines(workdir / "examples.jsonl"), rng.randrange(1, 2 * SAVE_EVERY + 1)
-            begun = size(workdir / "log.txt")
-            resumed = lambda: "model     " in log_since(workdir, begun)  # noqa: E731
-            if not wait_for(resumed, run, deadline):
-                break
-            known = lines(workdir / "examples.jsonl")
-            if moment == "step":
-                wait_for(lambda: lines(workdir / "examples.jsonl") >= known + steps, run, deadline)
-                time.sleep(rng.uniform(0, seconds["step"]))
-            else:
-                wait_for(lambda: saving(workdir), run, deadline)
-                time.sleep(rng.uniform(0, seconds["save"]))
-        chosen = rng.choice(["one", "one", "all"])
-        victims = processes_of(workdir)
-        if not victims:
-            continue
-        hit = [rng.choice(victims)] if chosen == "one" else victims
-        before = {"newest": complete(workdir), "saving": saving(workdir), "log": size(workdir / "log.txt")}
-        for victim in hit:
-            try:
-                os.kill(victim, signal.SIGKILL)
-            except ProcessLookupError:
-                hit = [other for other in hit if other != victim]
-        if hit:
-            done.append({"moment": moment, "processes": len(hit), "step": lines(workdir / "examples.jsonl"), **before})
-            print(f"kill {len(done)}/{kills} {done[-1]}", file=sys.stderr, flush=True)
-        wait_for(lambda: not set(victims) & set(processes_of(workdir)), run, deadline)
+        else:  # past the point where it resumes
+            if not until(lambda: STARTED in log_since(workdir, begun)):
+                return None
+            known, steps = lines(history), rng.randrange(1, 2 * SAVE_EVERY + 1)
+            if not until(lambda: lines(history) >= known + steps if moment == "step" else saving(workdir)):
+                return None
+            time.sleep(rng.uniform(0, seconds[moment]))
+        alive = processes_of(workdir)
+        hit = alive if rng.random() < 1 / 3 else rng.sample(alive, min(1, len(alive)))
+        found = {"newest": complete(workdir), "saving": saving(workdir), "log": size(log), "step": lines(history)}
+        dead = [victim for victim in hit if kill(victim)]
+        until(lambda: not set(alive) & set(processes_of(workdir)))
+        return {"moment": moment, "processes": len(dead), **found}
+
+    while len(done) < kills and run.poll() is None and time.monotonic() < deadline:
+        made = one(MOMENTS[len(done) % len(MOMENTS)])
+        if made and made["processes"]:
+            done.append(made)
+            print(f"kill {len(done)}/{kills} {made}", file=sys.stderr, flush=True)
     return done
+
+
+def kill(victim: int) -> bool:
+    """SIGKILL; False for a process that was gone."""
+    try:
+        os.kill(victim, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def wait_for(true, run: subprocess.Popen, deadline: float) -> bool:
@@ -154,7 +160,8 @@ def restarts(workdir: Path, kills: list[dict]) -> dict[str, int]:
     for kill, following in zip(kills, [*kills[1:], None], strict=True):
         newest = max(newest, kill["newest"])
         text = log_since(workdir, kill["log"], following and following["log"])
-        if "model     " not in text:
+        text = text[text.find(BEGUN) :] if BEGUN in text else ""  # not what the killed start still said
+        if STARTED not in text:
             counts["killed before they looked"] += 1
             continue
         counts["looked"] += 1
@@ -224,7 +231,6 @@ def survive(folder: Path, *, kills: int, minutes: float, seed: int, processes: i
         tiny.make_data(folder / "data")
     steps = SAVE_EVERY * (kills + 2)
     env = environment(folder)
-    # The undisturbed run, twice: the first compiles, the second tells how long a start takes.
     began = time.monotonic()
     whole = subprocess.run(command(folder, "whole", steps=steps, processes=processes), env=env, cwd=ROOT, **QUIET)
     if whole.returncode:
@@ -246,7 +252,9 @@ def survive(folder: Path, *, kills: int, minutes: float, seed: int, processes: i
     with (folder / "supervise.log").open("w") as log:
         run = subprocess.Popen(words, env=env, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=log)
         try:
-            done = disturb(run, folder / "killed", kills, random.Random(seed), processes, seconds)
+            done = disturb(
+                run, folder / "killed", kills=kills, rng=random.Random(seed), processes=processes, seconds=seconds
+            )
             run.wait(timeout=60 * minutes + 1200)
         finally:
             if run.poll() is None:
