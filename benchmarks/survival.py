@@ -38,7 +38,12 @@ MOMENTS = ("start", "step", "save")
 SAVE_EVERY = 2
 POLL = 0.005
 BEGUN, STARTED = "run       ", "model     "  # lines of log.txt: the first of a start; behind looking for a checkpoint
-# One start must be cheap: without tensorboard, event files are written by tensorboardX and TensorFlow stays unloaded.
+# One start must be cheap: hardly any optimisation (of processes other than 0, JAX caches no compiled programs), and
+# without tensorboard, event files are written by tensorboardX and TensorFlow stays unloaded.
+XLA_FLAGS = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=2"
+)
 NO_TENSORBOARD = "import sys\nsys.modules['tensorboard'] = None\n"
 
 
@@ -47,7 +52,11 @@ def environment(folder: Path) -> dict[str, str]:
     site = folder / "site"
     site.mkdir(parents=True, exist_ok=True)
     (site / "sitecustomize.py").write_text(NO_TENSORBOARD)
-    more = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    more = {
+        "XLA_FLAGS": XLA_FLAGS,
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     return tiny.environment() | more | {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
 
 
