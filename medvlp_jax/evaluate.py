@@ -97,8 +97,8 @@ def evaluate(
     Raises: FileNotFoundError when the folder holds no run or no such checkpoint; ValueError when the config is another
       run's, or the split shares patients with the training split.
     """
-    sharding.initialize_processes()
     workdir = Path(workdir)
+    sharding.initialize_processes(workdir, config.join_seconds)
     if not (workdir / "config.json").exists():
         raise FileNotFoundError(f"{workdir} holds no run (config.json is missing). Train first, or check --workdir.")
     configs.claim_workdir(config, workdir, write=False)

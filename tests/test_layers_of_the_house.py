@@ -34,7 +34,10 @@ MAY_IMPORT = {
         "medvlp_jax.report",
         "medvlp_jax.evaluators",
         "medvlp_jax.data",
-        *(f"medvlp_jax.{module}" for module in ("build", "checkpoint", "config", "heatmap", "metrics", "trained")),
+        *(
+            f"medvlp_jax.{module}"
+            for module in ("build", "checkpoint", "config", "goodput", "heatmap", "metrics", "trained")
+        ),
     ),
     "medvlp_jax/export": (
         "medvlp_jax.export",

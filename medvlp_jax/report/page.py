@@ -7,6 +7,7 @@ from typing import Any
 
 import jinja2
 
+from medvlp_jax.goodput import BEAT_SECONDS
 from medvlp_jax.metrics import clock
 from medvlp_jax.report import charts, scores
 from medvlp_jax.report.environment import environment
@@ -92,6 +93,7 @@ def _report_page(run: Run, data_dir: str | Path | None, pictures: bool, say: Cal
         groups=run.scores.groups if run.scores else [],
         tiles=tiles(run),
         timing=timing(run.training),
+        beat=f"{BEAT_SECONDS:.0f}",
         gallery=made,
         gallery_note=note,
     )
@@ -153,7 +155,7 @@ def tiles(run: Run) -> list[dict[str, str]]:
         found.append({"label": "Trainable parameters", "value": run.parameters, "note": "text tower not counted"})
     if spent:
         note = f"{spent.steps:,} steps, {spent.images_per_second:,.0f} images/s"
-        found.append({"label": "Training time", "value": clock(spent.seconds), "note": note})
+        found.append({"label": "Training time", "value": clock(spent.total), "note": note})
     return found
 
 
