@@ -24,7 +24,6 @@ from medvlp_jax.data.records import SPLITS, RecordSource, prepared_folder
 from medvlp_jax.data.side_tables import write_json
 from medvlp_jax.data.statistics import SECTIONS, describe
 
-
 OWN_LABELS = 30  # printed
 
 
