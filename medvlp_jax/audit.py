@@ -223,10 +223,13 @@ def lines(result: Mapping[str, Any]) -> list[str]:
         known = dict.fromkeys(name for pair in result["pairs"] for name in pair)
         columns = [name for name in known if name not in ("evaluation", "other")]
         rows = [["shared", *(column.replace("_", " ") for column in columns)]]
-        for pair in result["pairs"]:
+        sharing = [pair for pair in result["pairs"] if any(pair[name] for name in columns if name in pair)]
+        for pair in sharing:
             cells = (f"{pair[column]:,}" if column in pair else "–" for column in columns)
             rows.append([f"{pair['evaluation']} / {pair['other']}", *cells])
-        out += ["", *aligned(rows)]
+        out += ["", *(aligned(rows) if sharing else ())]
+        if alone := len(result["pairs"]) - len(sharing):
+            out.append(f"{alone} pairs of splits share nothing.")
     out.append("")
     notes = 0
     for finding in result["findings"]:

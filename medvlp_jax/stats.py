@@ -9,6 +9,7 @@ that needs no network; pictures and texts are in it only for records that are ma
 from __future__ import annotations
 
 import argparse
+import collections
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ from medvlp_jax.data.labels import CHEXPERT_LABELS
 from medvlp_jax.data.records import SPLITS, RecordSource, prepared_folder
 from medvlp_jax.data.side_tables import write_json
 from medvlp_jax.data.statistics import SECTIONS, describe
+
+OWN_LABELS = 30  # printed
 
 
 def sources_of(data_dir: str | Path, name: str) -> dict[str, RecordSource]:
@@ -81,6 +84,16 @@ def tables(splits: Mapping[str, Mapping[str, Any]], vocabulary: str) -> list[str
             states = [found["labels"][name] for found in splits.values()]
             cells.append([name, *(f"{s['present']:,} ({s['absent']:,}, {s['uncertain']:,})" for s in states)])
         lines += ["", *aligned(cells)]
+    own: collections.Counter[str] = collections.Counter()
+    for found in splits.values():
+        own.update({name: states.get("present", 0) for name, states in found["own_labels"].items()})
+    if own:
+        cells = [["present, in the set's own words", *splits]]
+        for name, _ in own.most_common(OWN_LABELS):
+            cells.append([name, *(f"{f['own_labels'].get(name, {}).get('present', 0):,}" for f in splits.values())])
+        lines += ["", *aligned(cells)]
+        if len(own) > OWN_LABELS:
+            lines.append(f"({len(own) - OWN_LABELS} more in --json and --html)")
     cells = [["lengths", "present", "words, median", "p95", "tokens, median", "p95", "max"]]
     for split, found in splits.items():
         for name in SECTIONS:

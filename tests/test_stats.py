@@ -75,6 +75,14 @@ def test_texts_of_two_studies_that_are_equal_are_counted():
     assert found["texts"] == {"studies_with_text": 3, "distinct": 2, "repeated": 2}
 
 
+def test_labels_in_the_words_of_the_set_are_printed():
+    names = [f"Finding {number:02}" for number in range(stats.OWN_LABELS + 2)]
+    found = statistics.describe([record(0, own_labels={"name": names, "state": [1] * len(names)})])
+    lines = stats.tables({"train": found}, "phantom")
+    assert any(line.startswith("Finding 00") and line.endswith("1") for line in lines)
+    assert "(2 more in --json and --html)" in lines
+
+
 def test_nothing_to_describe():
     found = statistics.describe([])
     assert found["records"] == 0

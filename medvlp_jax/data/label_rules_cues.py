@@ -98,6 +98,7 @@ UNCERTAIN_AFTER: tuple[str, ...] = (
     r"equivocal|a possibility)",
     r"(?:may|might|could) be (?:\w+ )?(?:present|considered)",
     r"suspected",
+    r"in (?:the|an) (?:appropriate|right|correct|proper) clinical (?:setting|context)",
     r"(?:in the|a) (?:differential|consideration|possibility)",
 )
 VERSUS_AFTER = r" ?(?:[\w/-]+ ){0,4}(?:versus|vs)\b"
@@ -108,6 +109,7 @@ BREAKS: tuple[str, ...] = (
     r":",
     r"\.(?= )",
     r"\b(?:but|however|although|though|except|besides|yet|whereas|while)\b",
+    r"\b(?:status post|s/p|following|after)\b",
     r"\b(?:apart|aside) from\b",
     r"\b(?:other|more) than\b",
     r"\bwith the exception of\b",
@@ -121,6 +123,6 @@ BREAKS: tuple[str, ...] = (
     r"(?![^;.]*(?:\bor\b|/))",
     r"(?:,| and) (?=(?:the|both) )",
     r"(?:,| and) (?=heart )",
-    r"(?:,| and) (?=lungs are )",
+    r"(?<!heart)(?:,| and) (?=lungs are )",
 )
 """Where the clause of a mention begins and ends: what was denied or left open before it says nothing after it."""

@@ -94,6 +94,7 @@ MENTIONS: dict[str, tuple[str, ...]] = {
         r"catheters?",
         r"(?:central|picc|venous|subclavian|jugular|ij|arterial|dialysis|indwelling|support|port|hickman|"
         rf"pic) {GAP}lines?",
+        r"lines? placement",
         r"lines?(?=,? (?:and|or) (?:tubes?|devices?|catheters?))",
         r"piccs?",
         r"(?:port-?a-?cath|porta-?cath|medi-?port|infusaport)\w*",
