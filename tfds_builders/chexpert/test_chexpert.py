@@ -66,6 +66,7 @@ def test_real_train_table(tmp_path):
     plan = chexpert.Table(tmp_path / "train.csv.gz", ("Path", "Frontal/Lateral", "AP/PA", *labels.CHEXPERT_LABELS))
     items = [chexpert._item(tmp_path, number, row, "train") for number, row in plan]
     assert len(items) == 223_414
+    assert plan.rejections == []
     assert len({item["patient_id"] for item in items}) == 64_540
     assert len({item["study_id"] for item in items}) == 187_641
     views = collections.Counter(item["view"] for item in items)

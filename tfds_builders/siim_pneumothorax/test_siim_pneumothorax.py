@@ -50,7 +50,7 @@ def test_real_run_lengths():
     """Counts of the published table; every hundredth mask lies inside its image, and not where absolute starts end."""
     table = Table(public_table("siim-pneumothorax-train-rle.csv.gz"), ("ImageId", "EncodedPixels"))
     cells = [row["EncodedPixels"].strip() for _, row in table]
-    assert (len(cells), cells.count("-1")) == (12_954, 9_378)
+    assert (len(cells), cells.count("-1"), table.rejections) == (12_954, 9_378, [])
     found = siim_pneumothorax.read_masks(table)
     positive = [codes for _, codes in found.values() if codes]
     assert (len(found), len(positive)) == (12_047, 2_669)
