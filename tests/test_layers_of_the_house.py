@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "medvlp_jax/plan": (
         "medvlp_jax.plan",
         "medvlp_jax.methods",
-        *(f"medvlp_jax.{module}" for module in ("build", "config", "optim", "sharding", "step")),
+        *(f"medvlp_jax.{module}" for module in ("build", "config", "optim", "sharding", "step", "text_tower")),
     ),
     "medvlp_jax/report": (
         "medvlp_jax.report",
