@@ -38,12 +38,7 @@ MOMENTS = ("start", "step", "save")
 SAVE_EVERY = 2
 POLL = 0.005
 BEGUN, STARTED = "run       ", "model     "  # lines of log.txt: the first of a start; behind looking for a checkpoint
-# One start must be cheap: hardly any optimisation (of processes other than 0, JAX caches no compiled programs), and
-# without tensorboard, event files are written by tensorboardX and TensorFlow stays unloaded.
-XLA_FLAGS = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false "
-    "--xla_cpu_parallel_codegen_split_count=2"
-)
+# One start must be cheap: without tensorboard, event files are written by tensorboardX, and TensorFlow stays unloaded.
 NO_TENSORBOARD = "import sys\nsys.modules['tensorboard'] = None\n"
 
 
@@ -53,7 +48,6 @@ def environment(folder: Path) -> dict[str, str]:
     site.mkdir(parents=True, exist_ok=True)
     (site / "sitecustomize.py").write_text(NO_TENSORBOARD)
     more = {
-        "XLA_FLAGS": XLA_FLAGS,
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
@@ -180,39 +174,6 @@ def restarts(workdir: Path, kills: list[dict]) -> dict[str, int]:
     return dict(counts)
 
 
-def order(workdir: Path, seed: int = 0) -> dict[str, int]:
-    """Records that steps behind the final parameters consumed, against what each epoch must hold."""
-    from medvlp_jax import config as configs
-    from medvlp_jax.build import open_source
-    from medvlp_jax.data.pipeline import permutation
-
-    config = configs.load(workdir)
-    examples = len(open_source(config, config.data.train_split))
-    history = [json.loads(line) for line in (workdir / "examples.jsonl").read_text().splitlines()]
-    numbers = [line["step"] for line in history]
-    consumed = [index for line in history for index in line["index"]]
-    repeated = skipped = 0
-    for start in range(0, len(consumed), examples):
-        epoch = collections.Counter(consumed[start : start + examples])
-        repeated += sum(count - 1 for count in epoch.values())
-        if start + examples <= len(consumed):
-            skipped += examples - len(epoch)
-    expected = [
-        int(index)
-        for epoch in range(-(-len(consumed) // examples))
-        for index in permutation(config.seed, epoch if config.data.reshuffle else 0, examples)
-    ][: len(consumed)]
-    return {
-        "steps": len(numbers),
-        "steps out of order": sum(number != place for place, number in enumerate(numbers, 1)),
-        "records consumed": len(consumed),
-        "epochs": -(-len(consumed) // examples),
-        "repeated within an epoch": repeated,
-        "skipped within an epoch": skipped,
-        "not where the seed puts them": sum(a != b for a, b in zip(consumed, expected, strict=True)),
-    }
-
-
 def difference(run: Path, other: Path, step: int) -> dict[str, int]:
     """Arrays of the checkpoints of `step`, and losses, that are not the same to the last bit."""
     ours, theirs = tiny.parameters(run, step), tiny.parameters(other, step)
@@ -284,7 +245,7 @@ def survive(folder: Path, *, kills: int, minutes: float, seed: int, processes: i
         "starts": starts,
         "starts beyond one per kill": starts - 1 - len(done),
         **{f"restarts: {name}": count for name, count in restarts(killed, done).items()},
-        **order(killed),
+        **tiny.order(killed),
         **difference(killed, folder / "whole", steps),
         "goodput": json.loads((killed / "metrics.jsonl").read_text().splitlines()[-1]),
         "minutes": round((time.monotonic() - began) / 60, 1),
