@@ -34,7 +34,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import tiny  # noqa: E402  the run that the tests use too
 
-MOMENTS = ("start", "step", "save")
+MOMENTS = ("save", "start", "step")
 SAVE_EVERY = 2
 POLL = 0.005
 BEGUN, STARTED = "run       ", "model     "  # lines of log.txt: the first of a start; behind looking for a checkpoint

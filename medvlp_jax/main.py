@@ -30,7 +30,7 @@ def main(argv):
 
     if host_memory.cpu_only():
         host_memory.keep_freed_memory()
-    from medvlp_jax.checkpoint import CheckpointError
+    from medvlp_jax.checkpoint import CheckpointError, disk_full
     from medvlp_jax.metrics import NonFiniteError
 
     try:
@@ -47,6 +47,16 @@ def main(argv):
     except (ValueError, FileNotFoundError, CheckpointError, NonFiniteError) as error:
         logging.vlog(1, "%s", error, exc_info=True)
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(NAMED_ERROR)
+    except OSError as error:  # of metrics and logs; checkpoints name theirs
+        if not disk_full(error):
+            raise
+        where = f"{_WORKDIR.value}: no space left on the device"
+        print(
+            f"OSError: {where}. Free space, lower keep_checkpoints, or move the run folder. "
+            "Earlier checkpoints are intact; the same command resumes.",
+            file=sys.stderr,
+        )
         sys.exit(NAMED_ERROR)
 
 

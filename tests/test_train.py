@@ -99,6 +99,21 @@ def test_sigterm_saves_and_exits_cleanly(data, tmp_path):
     assert saved[0] >= 5
 
 
+def test_full_disk_is_named_and_the_run_goes_on_when_there_is_space(data, small_disk):
+    workdir = small_disk / "run"
+    arguments = tiny.command(data, workdir, total_steps=16, keep_checkpoints=9, final_evaluators="()")
+    done = tiny.run(arguments, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "no space left on the device. Free space, lower keep_checkpoints" in done.stderr
+    assert "the same command resumes" in done.stderr
+    assert any(line.startswith("CheckpointError: ") for line in done.stderr.splitlines())  # Orbax logs its own as well
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    resumed = tiny.run(arguments)
+    assert "resume    step " in resumed.stdout
+    assert sorted(tiny.losses(workdir)) == list(range(1, 17))
+    assert json.loads((workdir / "goodput.json").read_text())["attempts"] == 2
+
+
 def test_evaluation_alone_repeats_the_scores(data, finished):
     _, workdir = finished
     before = json.loads((workdir / "scores.json").read_text())
