@@ -7,6 +7,7 @@ the layout of TensorFlow Datasets: `<data_dir>/<name>/[<config>/]<version>/`.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import threading
@@ -159,6 +160,12 @@ def prepared_folder(data_dir: str | os.PathLike[str], name: str) -> Path:
         )
     (versions,) = by_parent.values()
     return max(versions, key=lambda folder: _version(folder.name))
+
+
+def prepared_splits(data_dir: str | os.PathLike[str], name: str) -> list[str]:
+    """The splits of a prepared data set. Raises: as `prepared_folder`."""
+    info = json.loads((prepared_folder(data_dir, name) / "dataset_info.json").read_text(encoding="utf-8"))
+    return [split["name"] for split in info["splits"]]
 
 
 def _version(text: str) -> tuple[int, ...]:

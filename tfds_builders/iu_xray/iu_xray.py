@@ -90,6 +90,7 @@ def plan(config: IuConfig) -> Plan:
             for name in ("comparison", "indication", "findings", "impression")
             if not sections.is_missing(report.get(name))
         )
+        uid = f"CXR{_key(report['uid'].split('_')[0], '')[0]}"  # the same in every form
         for name, view in report["images"]:
             path = files.get(_stem(name))
             items.append(
@@ -98,8 +99,8 @@ def plan(config: IuConfig) -> Plan:
                     "image": path or name,
                     "path": str(root / (path or name)),
                     "image_id": _stem(name),
-                    "study_id": report["uid"],
-                    "patient_id": report["uid"],
+                    "study_id": uid,
+                    "patient_id": uid,
                     "split": report["split"],
                     "view": common.view_name(view),
                     "labels": translate(own, {}, MESH_IMPLIES),

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("tensorflow_datasets")
 
-from medvlp_jax.data import labels
+from medvlp_jax.data import labels, records
 from tfds_builders.iu_xray import iu_xray, make_dummy_data
 from tfds_builders.testing import make, public_table
 
@@ -24,7 +24,7 @@ def test_every_image(tmp_path, form):
     assert (frontal["view"], lateral["view"]) == ("FRONTAL", "LATERAL")
     assert (frontal["findings"], frontal["impression"]) == ("The heart is normal. No effusion.", "Normal chest.")
     assert frontal["report"].startswith("COMPARISON: None.\nINDICATION: Cough")
-    assert frontal["study_id"] == lateral["study_id"] == frontal["patient_id"]
+    assert frontal["study_id"] == lateral["study_id"] == frontal["patient_id"] == records.hashed_id("CXR1")
     assert labels.label_states(frontal["labels"]) == {"No Finding": 1}
     second = f"{'CXR2_' if form == 'xml' else ''}2_IM-0652-1001"
     assert made.own(second) == {"Cardiomegaly": 1, "Nodule": 1}
@@ -47,6 +47,7 @@ def test_annotation_with_its_split(tmp_path):
     assert made.counts == {"train": 2, "test": 1}
     assert made.provenance["split"] == "annotation.json"
     assert made.examples["1_IM-0001-4001"]["findings"] == "Heart normal."
+    assert made.examples["1_IM-0001-4001"]["patient_id"] == records.hashed_id("CXR1")
 
 
 def test_nothing_there(tmp_path):
