@@ -50,7 +50,7 @@ def lower_step(config: Any, mesh: Any, *, text_width: int, examples: int) -> tup
     Returns: the lowered step, the state's and the batch's ShapeDtypeStructs.
     Raises: ValueError for a batch that does not split over the mesh, or text towers inside the step.
     """
-    if not config.text.cache:
+    if not (config.text.cache or config.text.trained):
         raise ValueError("plan compiles steps with cached text vectors: use --config.text.cache=True.")
     sharding.check_batch(config.batch_size, mesh, parts=config.micro_batches)
     total_steps = max(build.steps_of(config, examples), config.optimizer.warmup_steps + 1)
@@ -74,7 +74,7 @@ def batch_structs(config: Any, text_width: int) -> dict[str, jax.ShapeDtypeStruc
         name: jax.ShapeDtypeStruct((size, *one.shape[1:]), one.dtype)
         for name, one in build.batch_shapes(config, text_width).items()
     }
-    return shapes | {f"{section}_hash": jax.ShapeDtypeStruct((size,), "int32") for section in steps.SECTIONS}
+    return shapes | {f"{section}_hash": jax.ShapeDtypeStruct((size,), "int32") for section in config.text.sections}
 
 
 def forward_jaxpr(config: Any, batch: dict[str, Any]) -> Any:
