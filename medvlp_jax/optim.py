@@ -103,18 +103,17 @@ def rate_factors(params: Any, rates: Sequence[str]) -> Any:
 
     def factor(path, _):
         name = "/".join(str(getattr(key, "key", key)) for key in path)
-        for i, (pattern, value) in enumerate(rules):
-            if pattern.fullmatch(name):
-                used.add(i)
-                return value
-        return 1.0
+        matching = [i for i, (pattern, _) in enumerate(rules) if pattern.fullmatch(name)]
+        used.update(matching)
+        return rules[matching[0]][1] if matching else 1.0
 
     factors = jax.tree_util.tree_map_with_path(factor, params)
     unused = [entry for i, entry in enumerate(rates) if i not in used]
     if unused:
         raise ValueError(
-            f"optimizer.rates holds {unused[0]!r}, which matches no parameter that is left. Parameters lie under "
-            f"{', '.join(sorted(params))}; patterns match whole paths, such as 'trunk/stage1_block1/.*=0'."
+            f"optimizer.rates holds {unused[0]!r}, which matches no parameter. Parameters lie under "
+            f"{', '.join(sorted(params))}; patterns match whole paths, such as 'trunk/stage1_block1/.*=0'. Use "
+            "--config.optimizer.rates='()' for one rate."
         )
     return factors
 

@@ -13,9 +13,9 @@ from medvlp_jax.data.records import RecordSource, text_hash
 from medvlp_jax.data.sections import study_texts
 from medvlp_jax.data.text_cache import TextCache
 from medvlp_jax.evaluators import prompts
-from medvlp_jax.evaluators.context import default_section
 from medvlp_jax.evaluators.pair_scores import pair_scores
 from medvlp_jax.heatmap import similarity_map, unit
+from medvlp_jax.methods.embeddings import default_section
 from medvlp_jax.trained import Trained
 
 SIZE = 1000  # records at most, the first of the split
