@@ -55,9 +55,9 @@ def memory() -> None:
 
     from medvlp_jax import sharding
     from medvlp_jax.losses.clinical_prior import prior_targets
-    from medvlp_jax.losses.contrastive import contrastive, score_loss
-    from medvlp_jax.losses.local import local_scores, word_region_score
+    from medvlp_jax.losses.contrastive import contrastive
     from medvlp_jax.losses.schedules import Sweep
+    from medvlp_jax.losses.word_region import word_region_loss
 
     half = jnp.bfloat16
 
@@ -91,9 +91,7 @@ def memory() -> None:
     def local(schedule):
         def make_loss(mesh):
             def loss(region_BxRxD, word_BxWxD, mask_BxW):
-                pair = lambda regions, text: word_region_score(regions, *text)  # noqa: E731
-                scores = local_scores(region_BxRxD, (word_BxWxD, mask_BxW), pair, sweep=Sweep(schedule, mesh=mesh))
-                return score_loss(10.0 * scores)
+                return word_region_loss(region_BxRxD, word_BxWxD, mask_BxW, sweep=Sweep(schedule, mesh=mesh))
 
             return loss
 

@@ -47,7 +47,8 @@ class BatchNorm(nn.Module):
         """Normalises x [N, ..., C]; returns the same shape in ``dtype`` (default: the dtype of x).
 
         ``valid_N`` (bool) keeps rows out of the statistics, e.g. reports without the section; they are normalised all
-        the same. Every group needs at least two valid values, or its running update is that of zero variance.
+        the same. It may have more of the leading axes of x, e.g. [N, L] for padding in sequences. Every group needs at
+        least two valid values, or its running update is that of zero variance.
 
         Raises:
             ValueError: unknown scope, rows that do not split into views or groups, or fewer than two values per
@@ -75,7 +76,8 @@ class BatchNorm(nn.Module):
             rows = _split_groups(x, self.group_size, self.views)
             axes = (1, *range(3, x.ndim + 1))
         if valid_N is not None:
-            valid_N = valid_N.reshape(*rows.shape[: rows.ndim - x.ndim + 1], *[1] * (x.ndim - 1))
+            groups = rows.shape[: rows.ndim - x.ndim + 1]
+            valid_N = valid_N.reshape(*groups, *valid_N.shape[1:], *[1] * (x.ndim - valid_N.ndim))
         mean, var, count = _moments(rows, axes, valid_N, running_mean.value)
         y = _normalize(rows, mean, var, scale, bias, self.epsilon).reshape(x.shape).astype(dtype)
 

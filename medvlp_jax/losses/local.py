@@ -1,6 +1,6 @@
 """Scores of every image with every text from their parts: regions and words. B×B×W×R numbers, never all at once.
 
-`local_scores` takes any score of one image and one text; `word_region_score` is GLoRIA's. The scores go on into
+`local_scores` takes any score of one image and one text, e.g. that of `word_region`. The scores go on into
 `contrastive.score_loss`.
 """
 
@@ -8,13 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from medvlp_jax.losses.schedules import Sweep
-from medvlp_jax.losses.similarity import product, unit_rows
-from medvlp_jax.losses.targets import MASKED
 
 
 def local_scores(
@@ -31,7 +28,8 @@ def local_scores(
     Args:
       images: tree of arrays with N entries on the leading axis, e.g. regions N×R×D.
       texts: tree of arrays with M entries, e.g. words M×W×D and their mask M×W. They are what is gathered.
-      pair: score of one image (a tree without the leading axis) and one text, a scalar; pure.
+      pair: score of one image (a tree without the leading axis) and one text, a scalar; pure, and finite for trees of
+        zeros, which fill up tiles.
       sweep: `dense` keeps what gradients need of all pairs; otherwise tiles are computed again in the backward pass, so
         that the parts of one tile exist at a time. With a mesh, images stay where they are.
       images_per_tile: of each device. texts_per_tile: of all devices together.
@@ -62,27 +60,3 @@ def local_scores(
     score_KxdxmxN = score_KxmxN.reshape(score_KxmxN.shape[0], sweep.devices, size_M, count_N)
     score_MxN = score_KxdxmxN.swapaxes(0, 1).reshape(sweep.devices, -1, count_N)[:, :own_M].reshape(count_M, count_N)
     return sweep.place(score_MxN.T, sweep.axes)
-
-
-def word_region_score(
-    region_RxD: Float[Array, "R D"],
-    word_WxD: Float[Array, "W D"],
-    mask_W: Bool[Array, " W"],
-    *,
-    attention: float = 4.0,
-    similarity: float = 5.0,
-) -> Float[Array, ""]:
-    """GLoRIA's score of an image and a text: every word attends over the regions and is compared with what it saw.
-
-    Dot products are normalised over the words of the text and then, times `attention`, over the regions. The score is
-    the log-sum-exp over words of `similarity` times the cosine of the word and its attended region. Padding words take
-    no part in either softmax nor in the sum; a text without words scores 0.
-
-    Source: marshuang80/gloria@416466a, the local loss (Huang et al., ICCV 2021).
-    """
-    dot_WxR = jnp.where(mask_W[:, None], product(word_WxD, region_RxD.T), MASKED)
-    attention_WxR = jax.nn.softmax(attention * jax.nn.softmax(dot_WxR, axis=0), axis=1)
-    seen_WxD = product(attention_WxR.astype(region_RxD.dtype), region_RxD)
-    cosine_W = jnp.sum(unit_rows(seen_WxD) * unit_rows(word_WxD), axis=1)
-    score = jax.nn.logsumexp(jnp.where(mask_W, similarity * cosine_W, MASKED))
-    return jnp.where(jnp.any(mask_W), score, 0.0)

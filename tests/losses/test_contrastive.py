@@ -34,6 +34,28 @@ def test_sigmoid_near_zero_cosine_is_the_closed_form():
     assert float(value) == pytest.approx(np.log1p(np.exp(10)) + 7 * np.log1p(np.exp(-10)), rel=1e-6)
 
 
+@pytest.mark.parametrize("count", [2, 128, 1024])
+def test_siglip_as_it_starts(count):
+    # Scale 10 and bias -10 (arXiv 2303.15343): no cosines yet, and all matches found.
+    none, all_found = np.eye(count, 2 * count, dtype=np.float32), np.eye(count, 2 * count, dtype=np.float32)
+    for other, value in ((np.roll(none, count, axis=1), 10.000045), (all_found, np.log(2))):
+        loss = c.contrastive(none, other, temperature=0.1, bias=-10.0, kind="sigmoid")
+        assert float(loss) == pytest.approx(value + 4.5399e-5 * (count - 1), rel=1e-6)
+
+
+def test_convirt_weighs_its_directions(arrays):
+    # Softmax over texts counts 3/4, softmax over images 1/4 (arXiv 2010.00747).
+    x, y = arrays["x"], arrays["y"]
+    to_text, to_image = (c.contrastive(x, y, temperature=0.1, directions=one) for one in ((1.0, 0.0), (0.0, 1.0)))
+    assert float(to_text) != pytest.approx(float(to_image), rel=1e-3)
+    both = c.contrastive(x, y, temperature=0.1, directions=(0.75, 0.25))
+    assert float(both) == pytest.approx(float(0.75 * to_text + 0.25 * to_image), rel=1e-6)
+    unit = np.eye(32, dtype=np.float32)
+    for z, value in ((np.ones((32, 4), np.float32), np.log(32)), (unit, np.log1p(31 * np.exp(-10.0)))):
+        loss = c.contrastive(z, z, temperature=0.1, directions=(0.75, 0.25))
+        assert float(loss) == pytest.approx(value, rel=1e-6, abs=1e-6)
+
+
 def test_swapping_sides_changes_nothing(arrays):
     forward = c.contrastive(arrays["x"], arrays["y"], temperature=0.2, targets=t.same_id(arrays["id"]))
     backward = c.contrastive(arrays["y"], arrays["x"], temperature=0.2, targets=t.same_id(arrays["id"]))
