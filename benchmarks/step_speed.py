@@ -44,8 +44,8 @@ def our_step(
     from configs import imitate
     from medvlp_jax import methods, optim, sharding, text_tower
     from medvlp_jax import step as steps
-    from medvlp_jax.methods.imitate import SECTIONS
     from medvlp_jax.encoders.bert import Bert, BertConfig
+    from medvlp_jax.methods.imitate import SECTIONS
 
     with imitate.get_config().unlocked() as config:
         config.model.dtype, config.optimizer.clip_norm = dtype, clip_norm

@@ -28,7 +28,7 @@ def model(config):
     """Two towers with a matrix each, one learnt scale."""
     config.model = dict(
         features=512,
-        head=dict(image_hidden=0, text_hidden=0, use_bias=False, init="inverse_root"),
+        head=dict(image_hidden=0, text_hidden=0, use_bias=False, init="inverse_root", norm=False),
         logits=dict(temperature=0.07, highest=100.0),
     )
     common.resnet50(config)

@@ -162,6 +162,7 @@ def base() -> ConfigDict:
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 0
     config.optimizer.restart_steps = 0
+    config.optimizer.restart_factor = 2
     config.optimizer.final_learning_rate = 0.0
     # Every eval_every_steps on the validation split; and, behind training and with --mode eval, on the test split.
     config.evaluators = ("validation_loss", "retrieval", "zero_shot")

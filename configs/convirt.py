@@ -33,7 +33,7 @@ def get_config(arg=None):
 def model(config):
     """Two towers with an MLP each; temperature and direction weights are fixed."""
     config.model = dict(
-        features=512, head=dict(image_hidden=2048, text_hidden=2048, use_bias=True, init="kaiming_fan_out")
+        features=512, head=dict(image_hidden=2048, text_hidden=2048, use_bias=True, init="kaiming_fan_out", norm=False)
     )
     common.resnet50(config)
     common.trained_text(config)

@@ -28,7 +28,7 @@ def model(config):
     """Two towers with a linear layer each, learnt scale and bias."""
     config.model = dict(
         features=512,
-        head=dict(image_hidden=0, text_hidden=0, use_bias=True, init="inverse_root"),
+        head=dict(image_hidden=0, text_hidden=0, use_bias=True, init="inverse_root", norm=False),
         logits=dict(temperature=0.1, highest=0.0, bias=-10.0),
     )
     common.resnet50(config)

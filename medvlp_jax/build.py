@@ -12,13 +12,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from medvlp_jax import methods, optim, pretrain_text, sharding, text_tower
-from medvlp_jax import step as steps
 from medvlp_jax.data import preprocess
 from medvlp_jax.data.records import RecordSource
 from medvlp_jax.data.text_cache import TextCache, section_texts
 from medvlp_jax.interop import load_resnet
 from medvlp_jax.losses import schedules
-
 
 DRAWS = ("whole", "sentence")  # what a training step reads of a text
 

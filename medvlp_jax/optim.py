@@ -18,8 +18,8 @@ def schedule(config: Any, total_steps: int) -> optax.Schedule:
     """Step -> learning rate, for `config.optimizer`.
 
     cosine: linear warm-up over `warmup_steps`, then one cosine to `final_learning_rate` at `total_steps`.
-    warm_restarts: cosine cycles of `restart_steps`, each twice as long as the one before, whatever the step count
-      (torch `CosineAnnealingWarmRestarts(T_mult=2)`).
+    warm_restarts: cosine cycles of `restart_steps`, each `restart_factor` (1 or 2) times as long as the one before,
+      whatever the step count (torch `CosineAnnealingWarmRestarts`).
     constant: after the warm-up.
 
     Raises: ValueError for an unknown name, warm-up longer than the run, or warm restarts without `restart_steps` or
@@ -39,7 +39,7 @@ def schedule(config: Any, total_steps: int) -> optax.Schedule:
                 f"optimizer.warmup_steps={config.warmup_steps} has no place in warm_restarts. Set it to 0, or choose "
                 "optimizer.schedule='cosine'."
             )
-        return _warm_restarts(peak, final, config.restart_steps)
+        return _warm_restarts(peak, final, config.restart_steps, config.restart_factor)
     warmup = optax.linear_schedule(0.0, peak, config.warmup_steps)
     if config.schedule == "cosine":
         rest = optax.cosine_decay_schedule(peak, total_steps - config.warmup_steps, alpha=final / peak if peak else 0.0)
@@ -48,7 +48,9 @@ def schedule(config: Any, total_steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, rest], [config.warmup_steps])
 
 
-def _warm_restarts(peak: float, final: float, first: int) -> optax.Schedule:
+def _warm_restarts(peak: float, final: float, first: int, factor: int) -> optax.Schedule:
+    if factor not in (1, 2):
+        raise ValueError(f"optimizer.restart_factor={factor} must be 1 (equal cycles) or 2 (each twice as long).")
     if first < 1:
         raise ValueError(
             f"optimizer.restart_steps={first}: warm_restarts needs the length of the first cycle in steps."
@@ -58,6 +60,9 @@ def _warm_restarts(peak: float, final: float, first: int) -> optax.Schedule:
     starts = [start for c in range(31) if (start := first * (2**c - 1)) < 2**31]
 
     def rate(step):
+        if factor == 1:
+            part = (jnp.asarray(step, jnp.int32) % first).astype(jnp.float32) / first
+            return final + (peak - final) * 0.5 * (1.0 + jnp.cos(math.pi * part))
         starts_C = jnp.asarray(starts, jnp.int32)
         step = jnp.asarray(step, jnp.int32)
         cycle = jnp.searchsorted(starts_C, step, side="right") - 1

@@ -317,12 +317,12 @@ class Imitate(Model):
 
 
 class TwoTowers(Model):
-    """CLIP, ConVIRT, SigLIP: a head on each side, and the learnt scale and bias of their logits where there are."""
+    """CLIP, ConVIRT, M-FLAG, SigLIP: a head on each side, and the learnt scale and bias of their logits where there are."""
 
     def __init__(self, config: dict, folder: str | Path = "."):
         super().__init__(config, folder)
         sizes = config["heads"]
-        rest = {"features": sizes["features"], "norm": False, "bias": sizes["bias"]}
+        rest = {name: sizes[name] for name in ("features", "norm", "bias")}
         self.image_head = ProjectionHead(sizes["image_width"], sizes["image_hidden"], **rest)
         self.text_head = ProjectionHead(sizes["text_width"], sizes["text_hidden"], **rest)
         self.logits = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in config["logits"]})

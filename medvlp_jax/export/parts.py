@@ -128,6 +128,7 @@ def _two_towers(trained: Trained) -> dict[str, Any]:
             "text_width": trained.tower.width,
             "text_hidden": model.head.text_hidden,
             "bias": model.head.use_bias,
+            "norm": model.head.norm,
         },
         "logits": ["log_scale", *(["bias"] if "bias" in model.logits else [])] if "logits" in model else [],
     }
@@ -154,7 +155,7 @@ def _imitate(trained: Trained) -> dict[str, Any]:
 
 EXPORTABLE: dict[str, Exportable] = {
     "imitate": Exportable("imitate", _imitate),
-    **dict.fromkeys(("clip", "convirt", "siglip"), Exportable("two_towers", _two_towers)),
+    **dict.fromkeys(("clip", "convirt", "m_flag", "siglip"), Exportable("two_towers", _two_towers)),
 }
 
 

@@ -136,6 +136,7 @@ IMITATE_HEADS = [
 
 TWO_TOWERS_HEADS = [
     *_dense(r"(image|text)_head/linear(\d)", "{0}_head.linear{1}"),
+    *_batch_norm(r"(image|text)_head/norm(\d)", "{0}_head.norm{1}"),
     Row("params/logits/(log_scale|bias)", "logits.{0}"),
 ]
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from medvlp_jax.methods import clip, convirt, imitate, siglip
+from medvlp_jax.methods import clip, convirt, imitate, m_flag, siglip
 
 
 class Method(NamedTuple):
@@ -22,7 +22,13 @@ class Method(NamedTuple):
 
 METHODS: dict[str, Method] = {
     name: Method(module.build, module.loss)
-    for name, module in {"clip": clip, "convirt": convirt, "imitate": imitate, "siglip": siglip}.items()
+    for name, module in {
+        "clip": clip,
+        "convirt": convirt,
+        "imitate": imitate,
+        "m_flag": m_flag,
+        "siglip": siglip,
+    }.items()
 }
 
 

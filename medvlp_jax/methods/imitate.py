@@ -254,4 +254,3 @@ def _terms(embeddings: Embeddings, batch: dict[str, Array], cfg: Any, sweep: Swe
         terms["view_diagnosis"] = 2.0 * contrastive(*diagnosis, targets=targets, **view)
         terms["view_read"] = 2.0 * contrastive(read[0][:, -1], read[1][:, -1], **view)
     return terms
-

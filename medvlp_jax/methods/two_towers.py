@@ -1,8 +1,8 @@
-"""Two towers that meet in one space: what CLIP, ConVIRT and SigLIP share. They differ in heads, scale and loss.
+"""Two towers that meet in one space: what CLIP, ConVIRT, M-FLAG and SigLIP share. They differ in heads and losses.
 
-    views --- trunk --- mean over places --- image head ---+
-                                                           +--- loss over all pairs
-    text  --- BERT  --- pooling ------------ text head ----+
+views --- trunk --- mean over places --- image head ---+
+                                                       +--- loss over all pairs
+text  --- BERT  --- pooling ------------ text head ----+
 """
 
 from typing import Any
@@ -30,13 +30,14 @@ class Embeddings:
     """What the losses need: projected images (of V views) and texts.
 
     scale_B, bias_B: of the logits, where they are learnt: one number, repeated for every example, so that embeddings
-    split by examples like everything else.
+    split by examples like everything else. latent_BxVxC: pooled features of the trunk, for losses that shape them.
     """
 
     image_BxVxD: Float[Array, "B V D"]
     text_BxD: Float[Array, "B D"]
     scale_B: Float[Array, " B"] | None = None
     bias_B: Float[Array, " B"] | None = None
+    latent_BxVxC: Float[Array, "B V C"] | None = None
 
 
 class TwoTowers(nn.Module):
@@ -44,22 +45,26 @@ class TwoTowers(nn.Module):
 
     Attributes:
       model: `config.model`: `trunk`, `bn`, `features`, `head` (`image_hidden`, `text_hidden`: 0 for one matrix;
-        `use_bias`, `init`), and `logits` (fields of `LogitScale`) where scale or bias are learnt.
+        `use_bias`, `init`; `norm`: with BatchNorm), and `logits` (fields of `LogitScale`) where scale or bias are learnt.
       image, text: `config.image`, `config.text`.
       bert: shape of a text tower that is trained here; None when batches carry the vectors of a frozen one.
+      latent: whether the loss also needs the trunk's pooled features.
     """
 
     model: Any
     image: Any
     text: Any
     bert: BertConfig | None = None
+    latent: bool = False
 
     def setup(self):
         model, dtype = self.model, jnp.dtype(self.model.dtype)
-        linear = {"use_bias": model.head.use_bias, "init": model.head.init}
+        rest = {"features": model.features, "dtype": dtype, "use_bias": model.head.use_bias, "init": model.head.init}
+        norm = towers.batch_norm(model) if model.head.norm else None
+        image_norm = {**norm, "views": self.image.views} if norm else None
         self.trunk = towers.trunk(model, self.image.views)
-        self.image_head = ProjectionHead(model.head.image_hidden, model.features, None, dtype, **linear)
-        self.text_head = ProjectionHead(model.head.text_hidden, model.features, None, dtype, **linear)
+        self.image_head = ProjectionHead(model.head.image_hidden, norm=image_norm, **rest)
+        self.text_head = ProjectionHead(model.head.text_hidden, norm=norm, **rest)
         if self.bert is not None:
             self.text_tower = Bert(self.bert, dtype=jnp.dtype(self.text.dtype))
         if "logits" in model:
@@ -86,18 +91,21 @@ class TwoTowers(nn.Module):
         else:
             ids_BxL, mask_BxL = batch[f"{self.section}_ids"], batch[f"{self.section}_mask"]
             vector_BxE = towers.text_vectors(self.text_tower, ids_BxL, mask_BxL, self.text.pooling)
-        return TextEmbedding({self.section: self.text_head(vector_BxE, train=train)})
+        # Examples without a text stay out of the statistics of a head with BatchNorm.
+        has_text_B = batch.get(f"has_{self.section}")
+        return TextEmbedding({self.section: self.text_head(vector_BxE, train=train, valid_N=has_text_B)})
 
     def __call__(self, batch: dict[str, Array], *, train: bool) -> Embeddings:
-        image_BxVxD = self.embed_image(batch["image"], train=train).aligned[self.section]
+        image = self.embed_image(batch["image"], train=train)
         text_BxD = self.embed_text(batch, train=train).aligned[self.section]
-        if "logits" not in self.model:
-            return Embeddings(image_BxVxD, text_BxD)
-        scale_bias = (jnp.broadcast_to(x, text_BxD.shape[:1]) for x in self.logits())
-        return Embeddings(image_BxVxD, text_BxD, *scale_bias)
+        scale_bias = (None, None)
+        if "logits" in self.model:
+            scale_bias = (jnp.broadcast_to(x, text_BxD.shape[:1]) for x in self.logits())
+        latent_BxVxC = image.pooled_BxVxC if self.latent else None
+        return Embeddings(image.aligned[self.section], text_BxD, *scale_bias, latent_BxVxC)
 
 
-def build(config: Any, bert: BertConfig | None = None) -> TwoTowers:
+def build(config: Any, bert: BertConfig | None = None, *, latent: bool = False) -> TwoTowers:
     """The module for a full run config.
 
     Args: bert: shape of the text tower, BERT-base when it is trained and none is given.
@@ -110,7 +118,7 @@ def build(config: Any, bert: BertConfig | None = None) -> TwoTowers:
             "report, such as --config.text.sections=\"('report',)\"."
         )
     bert = (bert or BertConfig()) if config.text.trained else None
-    return TwoTowers(config.model, config.image, config.text, bert)
+    return TwoTowers(config.model, config.image, config.text, bert, latent)
 
 
 def pair_terms(
@@ -146,9 +154,7 @@ def pair_terms(
         if kind == "softmax" and cfg.duplicates == "positive":
             targets = normalized(targets, valid_N=valid_B, valid_M=valid_B, sweep=sweep)
         views = range(e.image_BxVxD.shape[1])
-        values = [
-            contrastive(e.image_BxVxD[:, v], e.text_BxD, targets=targets, valid_N=valid_B, **rule) for v in views
-        ]
+        values = [contrastive(e.image_BxVxD[:, v], e.text_BxD, targets=targets, valid_N=valid_B, **rule) for v in views]
         return {"pairs": sum(values) / len(values)}
 
     return grouped(terms, embeddings, taking_part(batch, (section,)), cfg.group_size, sweep)

@@ -201,7 +201,10 @@ def test_cache_serves_what_the_pipeline_looks_up(tmp_path):
 
 
 def test_cache_serves_reports_and_their_sentences(tmp_path):
-    records = [{"findings": "Clear lungs. Normal heart.", "impression": "Effusion."}, {"findings": "", "impression": ""}]
+    records = [
+        {"findings": "Clear lungs. Normal heart.", "impression": "Effusion."},
+        {"findings": "", "impression": ""},
+    ]
     parts = ("findings", "impression")
     cache = build(tmp_path, section_texts(records, "mask", ("report",), report=parts, sentences=True))
     assert len(cache) == 5  # the report, its three sentences, and nothing

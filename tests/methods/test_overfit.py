@@ -28,7 +28,11 @@ BERT = BertConfig(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "preset"),
-    [("imitate", "fixed"), ("imitate", "released"), ("clip", "fixed"), ("convirt", "fixed"), ("siglip", "fixed")],
+    [
+        ("imitate", "fixed"),
+        ("imitate", "released"),
+        *((name, "fixed") for name in ("clip", "convirt", "m_flag", "siglip")),
+    ],
 )
 def test_sixteen_pairs_reach_perfect_retrieval(name, preset):
     config = importlib.import_module(f"configs.{name}").get_config(f"demo,preset={preset}").unlock()
