@@ -22,8 +22,9 @@ class Trained(NamedTuple):
     """One checkpoint of a run. `variables`: `params` and `batch_stats` of the model, on the first device.
 
     image_tower(variables, uint8 B×V×S×S×1), text_head(variables, text vectors N×E), encode(texts): jitted parts of
-    the two towers; `tower`: the text tower with the weights of this checkpoint; `embed_images` and `embed_texts` put them together. view(grey uint8 H×W): the evaluation view of an
-    upright image, 0 black: what the model was evaluated on.
+    the two towers; `embed_images` and `embed_texts` put them together. tower: the text tower, with the weights of this
+    checkpoint where it was trained. view(grey uint8 H×W): the evaluation view of an upright image, 0 black: what the
+    model was evaluated on.
     """
 
     workdir: Path

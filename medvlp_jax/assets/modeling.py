@@ -159,7 +159,7 @@ class ViTBlock(nn.Module):
 
 
 class ProjectionHead(nn.Module):
-    """Linear, BatchNorm, ReLU, Linear, BatchNorm without affine parameters; without hidden layer or norms if so asked."""
+    """Linear, BatchNorm, ReLU, Linear, BatchNorm without affine parameters; hidden layer and norms may be missing."""
 
     def __init__(self, inputs: int, hidden: int, features: int, norm: bool = True, bias: bool = True):
         super().__init__()
@@ -317,7 +317,7 @@ class Imitate(Model):
 
 
 class TwoTowers(Model):
-    """CLIP, ConVIRT, M-FLAG, SigLIP: a head on each side, and the learnt scale and bias of their logits where there are."""
+    """CLIP, ConVIRT, M-FLAG, SigLIP: a head on each side; scale and bias of logits where they are learnt."""
 
     def __init__(self, config: dict, folder: str | Path = "."):
         super().__init__(config, folder)
@@ -329,7 +329,7 @@ class TwoTowers(Model):
 
     @torch.no_grad()
     def embed_image(self, pixels) -> dict[str, torch.Tensor]:
-        """The section of `config["sections"]` [N, D], aligned with texts; `pooled` [N, C], trunk features for probes."""
+        """`config["sections"][0]` [N, D], aligned with texts; `pooled` [N, C], trunk features for probes."""
         pooled = self.trunk(self.normalize(pixels))["pooled"]
         return {self.config["sections"][0]: self.image_head(pooled), "pooled": pooled}
 

@@ -115,8 +115,8 @@ def _recipe(trained: Trained, model: dict[str, Any], meta: dict[str, Any]) -> st
         "trained parameters": f"{parameters:,}; compute type {config.model.dtype}",
         "image": f"{size} x {size}, mean {model['image']['mean']}, std {model['image']['std']}",
         "augmentation": f"`{config.image.augment}`".replace("|", "\\|"),
-        "text tower": f"{_tower(config)}, {'trained' if config.text.trained else 'frozen'}, {trained.tower.config.num_hidden_layers} layers, "
-        f"{trained.tower.width} wide, {trained.tower.pooling} pooling",
+        "text tower": f"{_tower(config)}, {'trained' if config.text.trained else 'frozen'}, "
+        f"{trained.tower.config.num_hidden_layers} layers, {trained.tower.width} wide, {trained.tower.pooling} pooling",
         "batch": f"{config.batch_size}",
         "steps": f"{meta.get('imported_step', trained.step)}, {meta.get('examples_seen', 0):,} examples seen",
         "optimizer": f"{config.optimizer.name}, rate {config.optimizer.learning_rate:g}, {config.optimizer.schedule}, "

@@ -104,8 +104,8 @@ def describe(trained: Trained) -> dict[str, Any]:
 
 
 class Exportable(NamedTuple):
-    """kind: the class in `modeling.py`, and the name table of the heads. describe: what `model.json` holds beside trunk,
-    image and text."""
+    """kind: the class in `modeling.py`, and the name table of the heads. describe: what `model.json` holds beside
+    trunk, image and text."""
 
     kind: str
     describe: Callable[[Trained], dict[str, Any]]

@@ -8,20 +8,20 @@ Reference for `preset='released'`: rajpurkarlab/CheXzero@5c341db, which fine-tun
 objective, text and recipe are in this preset; its encoders (CLIP's ViT-B/32 and causal text transformer, from OpenAI's
 weights) are not: trunk and text tower are those of the config. Every other difference is one config field:
 
-| field                          | released          | fixed (default)       | why                                          |
-|--------------------------------|-------------------|-----------------------|----------------------------------------------|
-| `text.sections`                | impression        | report                | findings say where and how                   |
-| `text.missing`                 | placeholder       | mask                  | "none reported" is not a text to align with  |
-| `loss.duplicates`              | negative          | mask                  | identical texts are no negatives             |
-| `loss.group_size`              | 16                | 0 (whole batch)       | negatives from all devices                   |
-| `model.bn.scope`               | group (16)        | global                | statistics independent of the device count   |
-| `model.logits.highest`         | 0 (unbounded)     | 100                   | as CLIP: the scale must not run away         |
-| `optimizer.name`               | sgd, 0.9          | adamw                 | moments per parameter for towers of two kinds |
-| `optimizer.learning_rate`      | 1e-4              | 5e-5                  | for the optimizer                            |
-| `optimizer.schedule`           | constant          | cosine, warm-up       | the released script has no schedule          |
-| `optimizer.weight_decay`       | 0                 | 0.05                  | torch's SGD decays nothing unless told to    |
-| `batch_size`                   | 16                | 128                   | more negatives                               |
-| `image.mean`, `image.std`      | 0.398, 0.327      | ImageNet's            | those of the trunk's first weights           |
+| field                     | released      | fixed (default) | why                                         |
+|---------------------------|---------------|-----------------|---------------------------------------------|
+| `text.sections`           | impression    | report          | findings say where and how                  |
+| `text.missing`            | placeholder   | mask            | "none reported" is not a text to align with |
+| `loss.duplicates`         | negative      | mask            | identical texts are no negatives            |
+| `loss.group_size`         | 16            | 0 (whole batch) | negatives from all devices                  |
+| `model.bn.scope`          | group (16)    | global          | statistics independent of the device count  |
+| `model.logits.highest`    | 0 (unbounded) | 100             | the scale must not run away                 |
+| `optimizer.name`          | sgd, 0.9      | adamw           | towers of two kinds need rates of their own |
+| `optimizer.learning_rate` | 1e-4          | 5e-5            | for the optimizer                           |
+| `optimizer.schedule`      | constant      | cosine, warm-up | the script has no schedule                  |
+| `optimizer.weight_decay`  | 0             | 0.05            | torch's SGD decays nothing untold           |
+| `batch_size`              | 16            | 128             | more negatives                              |
+| `image.mean`, `image.std` | 0.398, 0.327  | ImageNet's      | those of the trunk's first weights          |
 
 The released image statistics are 101.48761 and 83.43944 of 0..255. A missing impression is the text "NO IMPRESSION"
 there and "none reported" here.

@@ -7,20 +7,20 @@ Temperature and the weights of the two directions are fixed. Evaluation embeds w
 There is no official code. Reference for `preset='released'`: the re-implementation in philip-mueller/lovt@f548985.
 `preset='mgca_variant'`: the one in HKU-MedAI/MGCA@680fe4a, which differs much; say which one a number belongs to.
 
-| field                     | released       | fixed (default) | mgca_variant    | why                                         |
-|---------------------------|----------------|-----------------|-----------------|---------------------------------------------|
-| `loss.duplicates`         | negative       | mask            | negative        | equal sentences are no negatives            |
-| `loss.group_size`         | 32             | 0 (whole batch) | 72              | negatives from all devices                  |
-| `model.bn.scope`          | group (32)     | global          | group (72)      | independent of the device count             |
-| `loss.temperature`        | 0.1            | 0.1             | 0.07            |                                             |
-| `loss.image_to_text`      | 0.75           | 0.75            | 1               | weight of the rows' losses                  |
-| `loss.text_to_image`      | 0.25           | 0.25            | 1               | weight of the columns' losses               |
-| `model.features`          | 512            | 512             | 128             |                                             |
-| `text.draw`               | sentence       | sentence        | whole           | what a text is                              |
-| `image.augment` flip      | 0.5            | none            | none            | flips contradict "left" and "right"         |
-| `optimizer.name`          | adam           | adamw           | adamw           | decay apart from the gradient               |
-| `optimizer.schedule`      | constant       | cosine          | cosine          | see below                                   |
-| `optimizer.decay_mask`    | all            | matrices        | all             | no decay on norms and biases                |
+| field                  | released   | fixed (default) | mgca_variant | why                                 |
+|------------------------|------------|-----------------|--------------|-------------------------------------|
+| `loss.duplicates`      | negative   | mask            | negative     | equal sentences are no negatives    |
+| `loss.group_size`      | 32         | 0 (whole batch) | 72           | negatives from all devices          |
+| `model.bn.scope`       | group (32) | global          | group (72)   | independent of the device count     |
+| `loss.temperature`     | 0.1        | 0.1             | 0.07         |                                     |
+| `loss.image_to_text`   | 0.75       | 0.75            | 1            | weight of the rows' losses          |
+| `loss.text_to_image`   | 0.25       | 0.25            | 1            | weight of the columns' losses       |
+| `model.features`       | 512        | 512             | 128          |                                     |
+| `text.draw`            | sentence   | sentence        | whole        | what a text is                      |
+| `image.augment` flip   | 0.5        | none            | none         | flips contradict "left" and "right" |
+| `optimizer.name`       | adam       | adamw           | adamw        | decay apart from the gradient       |
+| `optimizer.schedule`   | constant   | cosine          | cosine       | see below                           |
+| `optimizer.decay_mask` | all        | matrices        | all          | no decay on norms and biases        |
 
 The released schedule halves the rate when the validation loss stands still; that is not built, its rate stays constant.
 """

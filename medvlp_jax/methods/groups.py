@@ -1,4 +1,4 @@
-"""Which examples take part in a loss, and losses over groups of the batch: negatives of one device of a released run."""
+"""Which examples take part in a loss, and losses over groups of the batch: what one device of a released run sees."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -38,8 +38,8 @@ def grouped(
         return terms(embeddings, used)
     if sweep.schedule != "dense":
         raise ValueError(
-            f"loss.group_size={size} with pairs.schedule={sweep.schedule!r}: groups are small, their loss is dense. Use "
-            "pairs.schedule='dense', or loss.group_size=0 for one loss over the batch."
+            f"loss.group_size={size} with pairs.schedule={sweep.schedule!r}: groups are small, their loss is dense. "
+            "Use pairs.schedule='dense', or loss.group_size=0 for one loss over the batch."
         )
 
     def split(x):

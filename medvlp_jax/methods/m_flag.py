@@ -1,4 +1,4 @@
-"""M-FLAG: a frozen language model, alignment without negatives, and an image latent kept orthonormal (arXiv 2307.08347).
+"""M-FLAG: a frozen language model, alignment without negatives, an image latent kept orthonormal (arXiv 2307.08347).
 
 The report, impression first, is one frozen vector; image and text meet through an MLP with BatchNorm each. The loss
 pulls pairs together (`4 - 4 cos`) and has no negatives; that the image latent does not collapse is left to a second
@@ -6,15 +6,15 @@ term, which pushes the dimensions of the trunk's pooled features towards orthono
 
 Reference for `preset='released'`: cheliu-computation/M-FLAG-MICCAI2023@a7fea3c. Every difference is one config field:
 
-| field                      | released           | fixed (default) | why                                               |
-|----------------------------|--------------------|-----------------|---------------------------------------------------|
-| `loss.group_size`          | 512                | 0 (whole batch) | the floor of the second term falls with the batch |
-| `model.bn.scope`           | group (512)        | global          | statistics independent of the device count        |
-| `image.augment` rotation   | 90 degrees         | 10              | chests stand upright                              |
-| `optimizer.schedule`       | warm_restarts      | cosine          | one cosine over the true steps, with warm-up      |
-| `optimizer.restart_factor` | 1                  | (unused)        |                                                   |
-| `optimizer.decay_mask`     | all                | matrices        | no decay on norms and biases                      |
-| `epochs`                   | 51                 | 50              | the released loop counts one more                 |
+| field                      | released      | fixed (default) | why                                          |
+|----------------------------|---------------|-----------------|----------------------------------------------|
+| `loss.group_size`          | 512           | 0 (whole batch) | one batch, one latent                        |
+| `model.bn.scope`           | group (512)   | global          | statistics independent of the device count   |
+| `image.augment` rotation   | 90 degrees    | 10              | chests stand upright                         |
+| `optimizer.schedule`       | warm_restarts | cosine          | one cosine over the true steps, with warm-up |
+| `optimizer.restart_factor` | 1             | (unused)        |                                              |
+| `optimizer.decay_mask`     | all           | matrices        | no decay on norms and biases                 |
+| `epochs`                   | 51            | 50              | the released loop counts one more            |
 
 The released rotation goes from 0 to 90 degrees, the one here to both sides. The released code forms the latent's
 products in half precision and normalises afterwards, which may overflow; here they are accumulated in float32.

@@ -8,18 +8,18 @@ Reference for `preset='released'`: google-research/big_vision@0127fb6, the COCO 
 (locked-image tuning). Its encoders are a ViT and a text transformer; here trunk and text tower are those of the config.
 Every other difference is one config field:
 
-| field                      | released        | fixed (default)   | why                                                |
-|----------------------------|-----------------|-------------------|----------------------------------------------------|
-| `model.logits.bias`        | -2.71           | -10               | mlfoundations/open_clip@89fb801: large batches     |
-| `loss.duplicates`          | negative        | mask              | identical reports are no negatives of each other   |
-| `optimizer.rates`          | trunk held      | everything learns | natural images are far from X-rays                 |
-| `model.bn.scope`           | frozen          | global            | a held trunk keeps its statistics                  |
-| `optimizer.learning_rate`  | 1e-3            | 1e-4              | the whole trunk learns                             |
-| `optimizer.decay_mask`     | all             | matrices          | no decay on norms, scale and bias                  |
-| `optimizer.weight_decay`   | 0.01            | 0.05              | as the other methods here                          |
-| `batch_size`               | 512             | 1024              | fits the accelerators that the config is made for  |
-| `text.max_length`          | 16              | 256               | a report is longer than a caption                  |
-| `image.augment` flips      | 0.5             | none              | flips contradict "left" and "right" in the text    |
+| field                     | released   | fixed (default)   | why                                 |
+|---------------------------|------------|-------------------|-------------------------------------|
+| `model.logits.bias`       | -2.71      | -10               | mlfoundations/open_clip@89fb801     |
+| `loss.duplicates`         | negative   | mask              | copies of a report are no negatives |
+| `optimizer.rates`         | trunk held | everything learns | natural images are far from X-rays  |
+| `model.bn.scope`          | frozen     | global            | a held trunk keeps its statistics   |
+| `optimizer.learning_rate` | 1e-3       | 1e-4              | the whole trunk learns              |
+| `optimizer.decay_mask`    | all        | matrices          | no decay on norms, scale and bias   |
+| `optimizer.weight_decay`  | 0.01       | 0.05              | as the other methods here           |
+| `batch_size`              | 512        | 1024              | more pairs                          |
+| `text.max_length`         | 16         | 256               | a report is longer than a caption   |
+| `image.augment` flips     | 0.5        | none              | flips contradict "left" and "right" |
 
 The released recipe's RandAugment is not built; its flip is.
 """

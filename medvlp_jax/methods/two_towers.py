@@ -45,7 +45,7 @@ class TwoTowers(nn.Module):
 
     Attributes:
       model: `config.model`: `trunk`, `bn`, `features`, `head` (`image_hidden`, `text_hidden`: 0 for one matrix;
-        `use_bias`, `init`; `norm`: with BatchNorm), and `logits` (fields of `LogitScale`) where scale or bias are learnt.
+        `use_bias`, `init`; `norm`: with BatchNorm), and `logits` (fields of `LogitScale`) where they are learnt.
       image, text: `config.image`, `config.text`.
       bert: shape of a text tower that is trained here; None when batches carry the vectors of a frozen one.
       latent: whether the loss also needs the trunk's pooled features.

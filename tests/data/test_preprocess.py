@@ -224,9 +224,9 @@ def test_the_report_is_a_text_of_its_own():
     written = build("sections('mask', report=('report',))|sentence('report')|keep('report')")
     assert written(record(report="FINDINGS: clear."), rng()) == {"report": "FINDINGS: clear."}
     assert "report_hash" not in build("sections('mask')")(both, rng())
-    with pytest.raises(ValueError, match="Unknown part 'history' of a report. Choose of findings, impression, report"):
+    with pytest.raises(ValueError, match=r"Unknown part 'history' of a report. Choose of findings, impression, report"):
         build("sections('mask', report=('history',))")
-    with pytest.raises(ValueError, match="unknown text 'reprot'. Choose of findings, impression, report"):
+    with pytest.raises(ValueError, match=r"unknown text 'reprot'. Choose of findings, impression, report"):
         build("sentence('reprot')")
 
 

@@ -184,7 +184,7 @@ def test_groups_are_separate_batches():
         loss_of("clip", embeddings, config=get("clip", group_size=5))
     with pytest.raises(ValueError, match=r"pairs\.schedule='chunked'"):
         loss_of("clip", embeddings, config=get("clip", group_size=6), sweep=Sweep("chunked", 4))
-    with pytest.raises(ValueError, match="duplicates='drop' is unknown. Choose one of mask, positive, negative"):
+    with pytest.raises(ValueError, match=r"duplicates='drop' is unknown. Choose one of mask, positive, negative"):
         loss_of("clip", embeddings, config=get("clip", duplicates="drop"))
 
 
