@@ -45,6 +45,7 @@ def our_step(
     from medvlp_jax import methods, optim, sharding, text_tower
     from medvlp_jax import step as steps
     from medvlp_jax.encoders.bert import Bert, BertConfig
+    from medvlp_jax.methods.imitate import SECTIONS
 
     with imitate.get_config().unlocked() as config:
         config.model.dtype, config.optimizer.clip_norm = dtype, clip_norm
@@ -52,10 +53,10 @@ def our_step(
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (batch_size, 2, image_size, image_size, 1)).astype(np.uint8),
-        **{f"has_{section}": np.ones(batch_size, bool) for section in steps.SECTIONS},
-        **{f"{section}_hash": np.arange(batch_size, dtype=np.int32) for section in steps.SECTIONS},
+        **{f"has_{section}": np.ones(batch_size, bool) for section in SECTIONS},
+        **{f"{section}_hash": np.arange(batch_size, dtype=np.int32) for section in SECTIONS},
     }
-    vectors = {f"{section}_embedding": np.zeros((batch_size, 768), np.float32) for section in steps.SECTIONS}
+    vectors = {f"{section}_embedding": np.zeros((batch_size, 768), np.float32) for section in SECTIONS}
     tower, frozen = None, {}
     if kind == "cached":
         batch |= {name: rng.normal(size=x.shape).astype(np.float32) for name, x in vectors.items()}
@@ -64,7 +65,7 @@ def our_step(
         ids = np.zeros((1, 4), np.int32)
         frozen = jax.jit(Bert(bert).init)(jax.random.key(0, impl="rbg"), ids, ids)
         tower = text_tower.TextTower(None, frozen, 768, tokens, "", bert, "cls", jnp.float32)
-        for section in steps.SECTIONS:
+        for section in SECTIONS:
             batch[f"{section}_ids"] = rng.integers(1000, 28000, (batch_size, tokens)).astype(np.int32)
             lengths = np.full(batch_size, tokens)
             if kind == "reports":

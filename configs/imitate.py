@@ -15,31 +15,11 @@ Arguments (comma separated behind the colon):
 
 from configs import common
 
-PRESETS = ("fixed", "released")
-# What the phantoms show. Lung Opacity and Pneumonia are judgements in their reports; no picture decides them.
-RENDERED = (
-    "Enlarged Cardiomediastinum",
-    "Cardiomegaly",
-    "Lung Lesion",
-    "Edema",
-    "Consolidation",
-    "Atelectasis",
-    "Pneumothorax",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Fracture",
-    "Support Devices",
-)
-
 
 def get_config(arg=None):
     """The locked config of one run."""
-    arg = common.parse_arg(arg, demo=False, small=False, preset="fixed", data="")
-    common.choose("preset", arg.preset, PRESETS)
-    config = common.base()
-    config.method = "imitate"
-    config.preset = arg.preset
-    config.data.name = arg.data or ("cxr_phantom" if arg.demo else "mimic_cxr")
+    arg = common.arguments(arg)
+    config = common.of_method("imitate", arg)
     model(config)
     recipe(config)
     if arg.preset == "released":
@@ -52,8 +32,6 @@ def get_config(arg=None):
 def model(config):
     """Section III of the paper: trunk, read branch, heads, losses."""
     config.model = dict(
-        trunk=dict(depth="50", width=64, stem="imagenet", in_channels=3, remat=False, weights="timm/resnet50.tv_in1k"),
-        bn=dict(scope="global", group_size=0, momentum=0.9),
         read=dict(
             keep=(0.25, 0.15, 0.10, 0.10),
             grid=16,
@@ -69,8 +47,8 @@ def model(config):
         features=512,
         diagnosis_hidden=2048,
         text_hidden=1024,
-        dtype="bfloat16",
     )
+    common.resnet50(config)
     config.text.weights = "emilyalsentzer/Bio_ClinicalBERT"
     config.text.pooling = "cls"
     config.loss = dict(
@@ -101,10 +79,8 @@ def released(config):
     """What the public code computed; each line is one documented difference (see medvlp_jax/methods/imitate.py)."""
     config.text.missing = "space"
     config.loss.prior.mass = "released"
-    config.loss.group_size = 128
+    common.groups(config, 128)
     config.loss.duplicates = "negative"
-    config.model.bn.scope = "group"
-    config.model.bn.group_size = 128
     config.model.read.mask_padding = False
     config.image.augment = (
         "decode|views({views}, size={size}, crop_from=256, hflip=0.5, vflip=0.5, rotate=30, perspective=0.5, "
@@ -120,48 +96,9 @@ def released(config):
 
 
 def small(config):
-    """A trunk that two CPU cores train in minutes: one ResNet-18 block per stage, width 16, last map 6x6."""
-    config.total_steps = 3000
-    config.batch_size = 32
-    config.log_every_steps = 100
-    config.checkpoint_every_steps = 1000
-    config.eval_every_steps = 1000
-    config.eval_batch_size = 64
-    config.data.threads = 2
-    config.image.size = 96
-    config.image.mean = (0.5,)
-    config.image.std = (0.25,)
-    config.image.augment = "decode|views({views}, size={size}, rotate=6, zoom=(0.93, 1.07), shift=0.035, contrast=0.2)"
-    config.image.evaluate = "decode|center({size})"
-    config.text.weights = "auto"
-    config.text.pooling = "mean"
-    config.text.max_length = 128
-    config.model.dtype = "float32"
-    config.model.trunk.update(
-        dict(
-            depth="18",
-            width=16,
-            stem="stride4",
-            stage_sizes=(1, 1, 1, 1),
-            widths=(16, 32, 64, 64),
-            strides=(1, 2, 2, 1),
-            in_channels=1,
-            zero_init_last_bn=True,
-        )
-    )
-    config.model.trunk.weights = ""
+    """The small sizes that methods share (`common.small`), and IMITATE's own."""
+    common.small(config)
     config.model.read.update(dict(keep=(0.5, 0.5, 0.5, 0.5), grid=6, tokens=96, hidden=128))
-    config.model.features = 128
     config.model.diagnosis_hidden = 128
     config.model.text_hidden = 256
-    config.optimizer.learning_rate = 3e-3
-    config.optimizer.weight_decay = 1.0
-    config.optimizer.warmup_steps = 50
-    if config.data.name.split("/")[0] == "cxr_phantom":
-        config.evaluation.findings = RENDERED
-    config.loss.prior.update(dict(reference_batch=32, centre=True))
-    if config.preset == "released":
-        config.loss.group_size = 32
-        config.model.bn.group_size = 32
-        config.loss.prior.centre = False
-        config.optimizer.warmup_steps = 0
+    config.loss.prior.update(dict(reference_batch=32, centre=config.preset == "fixed"))

@@ -12,18 +12,19 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from medvlp_jax import methods, optim, pretrain_text, sharding, text_tower
-from medvlp_jax import step as steps
 from medvlp_jax.data import preprocess
 from medvlp_jax.data.records import RecordSource
 from medvlp_jax.data.text_cache import TextCache, section_texts
 from medvlp_jax.interop import load_resnet
 from medvlp_jax.losses import schedules
 
+DRAWS = ("whole", "sentence")  # what a training step reads of a text
+
 
 class Parts(NamedTuple):
     """What training and evaluation share.
 
-    tower: the frozen text tower. frozen: its variables on the devices, when it runs inside the step.
+    tower: the text tower. frozen: its variables on the devices, when it is frozen and runs inside the step.
     augment, evaluate: `(record, rng) -> example` for training and for evaluation views.
     sweep: how losses over all pairs are tiled.
     source(split): the records of a split of the run's data set, opened once.
@@ -46,8 +47,9 @@ class Parts(NamedTuple):
 
     @property
     def step_tower(self) -> text_tower.TextTower | None:
-        """The text tower when it runs inside the step; None when batches carry cached vectors."""
-        return None if self.config.text.cache else self.tower
+        """The frozen text tower when it runs inside the step; None when batches carry cached vectors or it is trained,
+        as a part of the model."""
+        return self.tower if _frozen_in_step(self.config) else None
 
 
 def assemble(config: Any, mesh: Mesh, say=print) -> Parts:
@@ -56,14 +58,19 @@ def assemble(config: Any, mesh: Mesh, say=print) -> Parts:
     Raises: ValueError or FileNotFoundError naming the field, its value and what helps.
     """
     sharding.check_batch(config.batch_size, mesh, parts=config.micro_batches)
+    if config.text.trained and config.text.cache:
+        raise ValueError(
+            "text.trained=True with text.cache=True: vectors of a tower that is trained change with every step. Use "
+            "--config.text.cache=False, or --config.text.trained=False for a frozen tower."
+        )
     method = methods.get(config.method)
     sweep, why = pair_sweep(config, mesh)
     say(f"pairs     {why}")
     train = open_source(config, config.data.train_split)
     say(f"data      {config.data.name}: {len(train)} training records in {train.folder}")
     tower = _text_tower(config, say)
-    where = "cached" if config.text.cache else "in the step"
-    say(f"text      {config.text.weights}: {tower.width} wide, frozen, {where}")
+    where = "trained" if config.text.trained else "frozen, cached" if config.text.cache else "frozen, in the step"
+    say(f"text      {config.text.weights}: {tower.width} wide, {where}; images meet {', '.join(config.text.sections)}")
     cache = _text_cache(config, tower, train, say) if config.text.cache else None
     total_steps = max(steps_of(config, len(train)), 1)
     schedule = optim.schedule(config.optimizer, total_steps)
@@ -71,14 +78,14 @@ def assemble(config: Any, mesh: Mesh, say=print) -> Parts:
         config=config,
         mesh=mesh,
         method=method,
-        model=method.build(config),
+        model=method.build(config, tower.config),
         tx=optim.optimizer(config.optimizer, total_steps),
         schedule=schedule,
         total_steps=total_steps,
         train=train,
         tower=tower,
-        frozen={} if config.text.cache else jax.device_put(tower.variables, sharding.replicated(mesh)),
-        augment=_preprocess(config, config.image.augment, tower, cache),
+        frozen=jax.device_put(tower.variables, sharding.replicated(mesh)) if _frozen_in_step(config) else {},
+        augment=_preprocess(config, config.image.augment, tower, cache, draw=config.text.draw),
         evaluate=_preprocess(config, config.image.evaluate, tower, cache),
         sweep=sweep,
         source=functools.cache(lambda split: train if split == train.split else open_source(config, split)),
@@ -121,35 +128,67 @@ def batch_shapes(config: Any, text_width: int) -> dict[str, Any]:
     """Shapes and dtypes of what a model takes from a batch, for one example: enough to make its parameters."""
     size, struct = config.image.size, jax.ShapeDtypeStruct
     shapes = {"image": struct((1, config.image.views, size, size, 1), "uint8")}
-    for section in steps.SECTIONS:
-        shapes[f"{section}_embedding"] = struct((1, text_width), "float32")
+    for section in config.text.sections:
+        if config.text.trained:
+            shapes[f"{section}_ids"] = struct((1, config.text.max_length), "int32")
+            shapes[f"{section}_mask"] = struct((1, config.text.max_length), "bool")
+        else:
+            shapes[f"{section}_embedding"] = struct((1, text_width), "float32")
         shapes[f"has_{section}"] = struct((1,), "bool")
     return shapes
 
 
-def load_trunk(parts: Parts, state: dict[str, Any]) -> dict[str, Any]:
-    """The state with pretrained trunk weights when `model.trunk.weights` names them.
+def load_pretrained(parts: Parts, state: dict[str, Any]) -> dict[str, Any]:
+    """The state with pretrained weights of the trunk, when `model.trunk.weights` names them, and of a text tower that
+    is trained.
 
     Raises: ValueError listing missing, unexpected or misshapen tensors.
     """
-    weights = parts.config.model.trunk.weights
+    state, weights = load_text(parts, state), parts.config.model.trunk.weights
     if not weights:
         return state
     fields = {name: value for name, value in parts.config.model.trunk.items() if name != "weights"}
     params, batch_stats = load_resnet(weights, **fields)
-    place = lambda new, old: jax.tree.map(lambda n, o: jax.device_put(n.astype(o.dtype), o.sharding), new, old)  # noqa: E731
     return {
         **state,
-        "params": {**state["params"], "trunk": place(params, state["params"]["trunk"])},
-        "batch_stats": {**state["batch_stats"], "trunk": place(batch_stats, state["batch_stats"]["trunk"])},
+        "params": {**state["params"], "trunk": _placed(params, state["params"]["trunk"])},
+        "batch_stats": {**state["batch_stats"], "trunk": _placed(batch_stats, state["batch_stats"]["trunk"])},
     }
 
 
-def _preprocess(config: Any, images: str, tower: text_tower.TextTower, cache: TextCache | None):
+def load_text(parts: Parts, state: dict[str, Any]) -> dict[str, Any]:
+    """The state with the weights of `text.weights` in a text tower that is trained; as it is with a frozen one."""
+    if not parts.config.text.trained:
+        return state
+    params = _placed(parts.tower.variables["params"], state["params"]["text_tower"])
+    return {**state, "params": {**state["params"], "text_tower": params}}
+
+
+def _placed(new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda n, o: jax.device_put(n.astype(o.dtype), o.sharding), new, old)
+
+
+def _frozen_in_step(config: Any) -> bool:
+    return not (config.text.trained or config.text.cache)
+
+
+def _preprocess(
+    config: Any, images: str, tower: text_tower.TextTower, cache: TextCache | None, *, draw: str = "whole"
+) -> preprocess.Preprocess:
+    if draw not in DRAWS:
+        raise ValueError(f"text.draw={draw!r} is unknown. Choose one of {', '.join(DRAWS)}.")
     images = images.format(size=config.image.size, views=config.image.views)
-    text = "cached_text" if cache is not None else f"tokenize({config.text.max_length})"
-    string = f"{images}|sections({config.text.missing!r})|{text}"
-    return preprocess.build(string, tokenizer=tower.tokenizer, text_cache=cache)
+    sections, parts = tuple(config.text.sections), tuple(config.text.report) if _has_report(config) else ()
+    names = ", ".join(map(repr, sections))
+    ops = [images, f"sections({config.text.missing!r}, report={parts})"]
+    if draw == "sentence":
+        ops.append(f"sentence({names})")
+    ops.append(f"cached_text({names})" if cache is not None else f"tokenize({config.text.max_length}, {names})")
+    return preprocess.build("|".join(ops), tokenizer=tower.tokenizer, text_cache=cache)
+
+
+def _has_report(config: Any) -> bool:
+    return "report" in config.text.sections
 
 
 def _text_tower(config: Any, say) -> text_tower.TextTower:
@@ -185,14 +224,20 @@ def _text_cache(config: Any, tower: text_tower.TextTower, train: RecordSource, s
 
 
 def text_cache_folder(config: Any, tower: text_tower.TextTower, source: RecordSource) -> Path:
-    """Where the frozen vectors of a data set's sections are kept, beside its records."""
-    return Path(source.folder) / "text_cache" / f"{config.text.missing}-{tower.key}"
+    """Where the frozen vectors of a data set's texts are kept, beside its records."""
+    text = config.text
+    units = "" if tuple(text.sections) == preprocess.SECTIONS else f"-{'-'.join((*text.sections, text.draw))}"
+    units += f"-of-{'-'.join(text.report)}" if _has_report(config) else ""
+    return Path(source.folder) / "text_cache" / f"{text.missing}{units}-{tower.key}"
 
 
 def _texts(config: Any, train: RecordSource) -> Iterator[str]:
-    """Every section of every split, as the pipeline will look it up."""
+    """Every text of every split, as the pipeline will look it up."""
+    rule = {"report": tuple(config.text.report) if _has_report(config) else ()}
+    rule["sentences"] = config.text.draw == "sentence"
     for split in (config.data.train_split, config.data.eval_split, config.data.test_split):
-        yield from section_texts(train if split == train.split else open_source(config, split), config.text.missing)
+        source = train if split == train.split else open_source(config, split)
+        yield from section_texts(source, config.text.missing, tuple(config.text.sections), **rule)
 
 
 def _ticker(say) -> Callable[[int, int], None]:

@@ -25,9 +25,15 @@ LEARNING = ("linear_probe", "knn")
 
 
 def untrained_scores(scorer: Scorer, make_state: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Result]]:
-    """Results of the untrained twin on the test split, computed once: they are the same for every checkpoint."""
-    config = scorer.parts.config
-    return functools.cache(lambda: scorer(make_state(), config.data.test_split, config.final_evaluators))
+    """Results of the untrained twin on the test split, computed once: they are the same for every checkpoint.
+
+    A text tower that is trained has its first weights there, as a frozen one has.
+    """
+    parts = scorer.parts
+    config = parts.config
+    return functools.cache(
+        lambda: scorer(build.load_text(parts, make_state()), config.data.test_split, config.final_evaluators)
+    )
 
 
 def score_run(

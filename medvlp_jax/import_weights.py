@@ -73,7 +73,7 @@ def import_weights(
         _same_meaning(manifest["config"], config)
         if manifest["text_tower"] != tower.key:
             raise ValueError(TOWER.format(folder=source / "text"))
-    variables = _variables(read_tensors(source, trust_pickle=trust_pickle), config, tower.width)
+    variables = _variables(read_tensors(source, trust_pickle=trust_pickle), config, tower)
     # The schedule's length is no part of the fresh optimizer state.
     total_steps = config.total_steps or max(step, config.optimizer.warmup_steps) + 1
     state = steps.start_state(variables, optim.optimizer(config.optimizer, total_steps), config.seed)
@@ -141,11 +141,14 @@ def read_tensors(source: Path, *, trust_pickle: bool = False) -> dict[str, np.nd
     return tensors
 
 
-def _variables(tensors: Mapping[str, np.ndarray], config: Any, text_width: int) -> dict[str, Any]:
-    """The model's variables from named tensors. Raises: ValueError listing everything that does not fit."""
+def _variables(tensors: Mapping[str, np.ndarray], config: Any, tower: text_tower.TextTower) -> dict[str, Any]:
+    """The model's variables from named tensors, and from `text.weights` where the text tower is a part of it.
+
+    Raises: ValueError listing everything that does not fit.
+    """
     parts.known(config.method)
-    model = methods.get(config.method).build(config)
-    batch = build.batch_shapes(config, text_width)
+    model = methods.get(config.method).build(config, tower.config)
+    batch = build.batch_shapes(config, tower.width)
     shapes = jax.eval_shape(lambda: steps.init_variables(model, batch, config.seed))
     trunk_shapes, heads_shapes = parts.split(shapes)
     trunk = {name.removeprefix("trunk."): array for name, array in tensors.items() if name.startswith("trunk.")}
@@ -169,6 +172,8 @@ def _variables(tensors: Mapping[str, np.ndarray], config: Any, text_width: int) 
         merged["batch_stats"] |= wrap(batch_stats)
     if problems:
         raise ValueError("\n".join(problems))
+    if config.text.trained:
+        merged["params"]["text_tower"] = tower.variables["params"]
     # Same order of entries as the model's own.
     return jax.tree.map(lambda shape, array: jnp.asarray(array, shape.dtype), shapes, merged)
 

@@ -1,6 +1,8 @@
 """Learning-rate schedules and the optimizer."""
 
 import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,14 +11,15 @@ import optax
 
 SCHEDULES = ("cosine", "warm_restarts", "constant")
 DECAY_MASKS = ("matrices", "all")
+OPTIMIZERS = ("adamw", "adam", "sgd")
 
 
 def schedule(config: Any, total_steps: int) -> optax.Schedule:
     """Step -> learning rate, for `config.optimizer`.
 
     cosine: linear warm-up over `warmup_steps`, then one cosine to `final_learning_rate` at `total_steps`.
-    warm_restarts: cosine cycles of `restart_steps`, each twice as long as the one before, whatever the step count
-      (torch `CosineAnnealingWarmRestarts(T_mult=2)`).
+    warm_restarts: cosine cycles of `restart_steps`, each `restart_factor` (1 or 2) times as long as the one before,
+      whatever the step count (torch `CosineAnnealingWarmRestarts`).
     constant: after the warm-up.
 
     Raises: ValueError for an unknown name, warm-up longer than the run, or warm restarts without `restart_steps` or
@@ -36,7 +39,7 @@ def schedule(config: Any, total_steps: int) -> optax.Schedule:
                 f"optimizer.warmup_steps={config.warmup_steps} has no place in warm_restarts. Set it to 0, or choose "
                 "optimizer.schedule='cosine'."
             )
-        return _warm_restarts(peak, final, config.restart_steps)
+        return _warm_restarts(peak, final, config.restart_steps, config.restart_factor)
     warmup = optax.linear_schedule(0.0, peak, config.warmup_steps)
     if config.schedule == "cosine":
         rest = optax.cosine_decay_schedule(peak, total_steps - config.warmup_steps, alpha=final / peak if peak else 0.0)
@@ -45,7 +48,9 @@ def schedule(config: Any, total_steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, rest], [config.warmup_steps])
 
 
-def _warm_restarts(peak: float, final: float, first: int) -> optax.Schedule:
+def _warm_restarts(peak: float, final: float, first: int, factor: int) -> optax.Schedule:
+    if factor not in (1, 2):
+        raise ValueError(f"optimizer.restart_factor={factor} must be 1 (equal cycles) or 2 (each twice as long).")
     if first < 1:
         raise ValueError(
             f"optimizer.restart_steps={first}: warm_restarts needs the length of the first cycle in steps."
@@ -55,6 +60,9 @@ def _warm_restarts(peak: float, final: float, first: int) -> optax.Schedule:
     starts = [start for c in range(31) if (start := first * (2**c - 1)) < 2**31]
 
     def rate(step):
+        if factor == 1:
+            part = (jnp.asarray(step, jnp.int32) % first).astype(jnp.float32) / first
+            return final + (peak - final) * 0.5 * (1.0 + jnp.cos(math.pi * part))
         starts_C = jnp.asarray(starts, jnp.int32)
         step = jnp.asarray(step, jnp.int32)
         cycle = jnp.searchsorted(starts_C, step, side="right") - 1
@@ -80,18 +88,71 @@ def decay_mask(params: Any, rule: str) -> Any:
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
-def optimizer(config: Any, total_steps: int) -> optax.GradientTransformation:
-    """AdamW with optional clipping by global norm (`clip_norm=0` is off), for `config.optimizer`.
+def rate_factors(params: Any, rates: Sequence[str]) -> Any:
+    """What the learning rate of every parameter is multiplied by; 0: it is held as it is.
 
-    Raises: ValueError as `schedule`, or for a negative `clip_norm`.
+    Args: rates: "REGEX=FACTOR" over whole parameter paths, `text_tower/layer_0/.*=0.1`; the first match counts, 1.0
+      without any.
+    Raises: ValueError for an entry that is none, or that matches no parameter.
+    """
+    rules = []
+    for entry in rates:
+        pattern, _, factor = entry.rpartition("=")
+        try:
+            rules.append((re.compile(pattern), float(factor)))
+        except (ValueError, re.error):
+            pattern = ""
+        if not pattern or rules[-1][1] < 0:
+            raise ValueError(f"optimizer.rates holds {entry!r}: write REGEX=FACTOR, such as 'trunk/.*=0', factor >= 0.")
+    used: set[int] = set()
+
+    def factor(path, _):
+        name = "/".join(str(getattr(key, "key", key)) for key in path)
+        matching = [i for i, (pattern, _) in enumerate(rules) if pattern.fullmatch(name)]
+        used.update(matching)
+        return rules[matching[0]][1] if matching else 1.0
+
+    factors = jax.tree_util.tree_map_with_path(factor, params)
+    unused = [entry for i, entry in enumerate(rates) if i not in used]
+    if unused:
+        raise ValueError(
+            f"optimizer.rates holds {unused[0]!r}, which matches no parameter. Parameters lie under "
+            f"{', '.join(sorted(params))}; patterns match whole paths, such as 'trunk/stage1_block1/.*=0'. Use "
+            "--config.optimizer.rates='()' for one rate."
+        )
+    return factors
+
+
+def hold(params: Any, rates: Sequence[str]) -> Any:
+    """The parameters, those that are held without gradient, so that nothing is computed for it."""
+    if not rates:
+        return params
+    factors = rate_factors(params, rates)
+    return jax.tree.map(lambda x, factor: x if factor else jax.lax.stop_gradient(x), params, factors)
+
+
+def optimizer(config: Any, total_steps: int) -> optax.GradientTransformation:
+    """The optimizer of `config.optimizer`, with optional clipping by global norm (`clip_norm=0` is off).
+
+    `adamw`: decay apart from the gradient. `adam`: decay added to the gradient, as torch's Adam does. `sgd`: momentum
+    `betas[0]`, decay added to the gradient, as torch's SGD does. `rates` slow parameters down or hold them; what is
+    held has no moments and does not decay.
+
+    Raises: ValueError as `schedule` and `rate_factors`, for an unknown name, or for a negative `clip_norm`.
     """
     if config.clip_norm < 0:
         raise ValueError(f"optimizer.clip_norm={config.clip_norm} is negative. Use a positive norm, or 0 for none.")
-    adamw = optax.adamw(
-        schedule(config, total_steps),
-        b1=config.betas[0],
-        b2=config.betas[1],
-        weight_decay=config.weight_decay,
-        mask=lambda params: decay_mask(params, config.decay_mask),
-    )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm > 0 else adamw
+    if config.name not in OPTIMIZERS:
+        raise ValueError(f"optimizer.name={config.name!r} is unknown. Choose one of {', '.join(OPTIMIZERS)}.")
+    rate, betas = schedule(config, total_steps), {"b1": config.betas[0], "b2": config.betas[1]}
+    mask = lambda params: decay_mask(params, config.decay_mask)  # noqa: E731
+    if config.name == "adamw":
+        rule = optax.adamw(rate, **betas, weight_decay=config.weight_decay, mask=mask)
+    else:
+        core = optax.adam(rate, **betas) if config.name == "adam" else optax.sgd(rate, momentum=config.betas[0])
+        rule = optax.chain(optax.add_decayed_weights(config.weight_decay, mask), core)
+    if config.rates:
+        factors = sorted({float(entry.rpartition("=")[2] or 1) for entry in config.rates} | {1.0})
+        rules = {str(f): optax.chain(rule, optax.scale(f)) if f else optax.set_to_zero() for f in factors}
+        rule = optax.multi_transform(rules, lambda params: jax.tree.map(str, rate_factors(params, config.rates)))
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule) if config.clip_norm > 0 else rule

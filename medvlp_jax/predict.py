@@ -29,9 +29,9 @@ from medvlp_jax.data import film_check, images
 from medvlp_jax.data.labels import CHEXPERT_LABELS, position
 from medvlp_jax.data.view_geometry import view_to_image
 from medvlp_jax.evaluators import prompts as prompt_pairs
-from medvlp_jax.evaluators.context import default_section
 from medvlp_jax.evaluators.pair_scores import pair_scores
 from medvlp_jax.heatmap import similarity_map, unit
+from medvlp_jax.methods.embeddings import default_section
 from medvlp_jax.prediction import FindingScore, Prediction, TextScore
 
 NOTE = "Scores order images by a finding; they are not calibrated probabilities and not for diagnosis."

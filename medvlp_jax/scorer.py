@@ -17,7 +17,7 @@ from medvlp_jax.data.record_ids import check_disjoint
 from medvlp_jax.data.records import RecordSource
 from medvlp_jax.evaluators import Context, Features, Result, Settings
 
-NOT_FIELDS = ("image", "_mask", "findings_ids", "findings_mask", "impression_ids", "impression_mask")
+NOT_FIELDS = ("image", "_ids", "_mask", "_embedding")  # how the names of pixels, tokens and vectors end
 PIXEL_SIDE = 48  # of the views that stand for raw pixels
 
 
@@ -44,7 +44,7 @@ class Scorer:
                 "pooled": image.pooled_BxVxC[:, 0],
                 "pixels": _small(batch["image"][:, 0, :, :, 0]),
                 "regions": {s: x[:, 0] for s, x in image.regions.items()} if with_regions else {},
-                "fields": {k: v for k, v in batch.items() if k not in NOT_FIELDS and not k.endswith("_embedding")},
+                "fields": {k: v for k, v in batch.items() if not k.endswith(NOT_FIELDS)},
                 "mask": batch["_mask"],
             }
 
@@ -57,8 +57,10 @@ class Scorer:
         everywhere = sharding.replicated(parts.mesh)
         self._embed = jax.jit(embed, static_argnums=3, out_shardings=everywhere)
         self._terms = jax.jit(terms, out_shardings=everywhere)
+        self._gather = jax.jit(lambda tree: tree, out_shardings=everywhere)
+        sections = tuple(config.text.sections)
         self._text_head = jax.jit(
-            lambda variables, vector_NxE: trained.embed_text_vectors(model, variables, vector_NxE).aligned,
+            lambda variables, vector_NxE: trained.embed_text_vectors(model, variables, vector_NxE, sections).aligned,
             out_shardings=everywhere,
         )
         self._encode = text_tower.encode_function(parts.tower)
@@ -148,6 +150,10 @@ class Scorer:
             yield {name: float(value) for name, value in terms.items()}, int(count)
 
     def _embed_texts(self, variables: Any, texts: Sequence[str]) -> dict[str, NDArray]:
+        own = trained.trained_text(self.parts.config, variables)
+        if own is not None:
+            encode = functools.partial(self._encode, variables=jax.device_get(self._gather(own)))
+            return jax.device_get(self._text_head(variables, text_tower.encode_all(encode, texts)))
         # The frozen tower gives every text one vector, whatever the state: each text is encoded once per run.
         new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
         if new:

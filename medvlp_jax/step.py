@@ -8,12 +8,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from medvlp_jax import sharding
+from medvlp_jax import optim, sharding
 from medvlp_jax.losses.schedules import Sweep
 from medvlp_jax.methods import Method
 from medvlp_jax.text_tower import TextTower
-
-SECTIONS = ("findings", "impression")
 
 
 def init_state(model: Any, tx: optax.GradientTransformation, batch: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -60,17 +58,19 @@ def sharded_state(
 
 
 def with_text_vectors(batch: dict[str, Any], tower: TextTower | None, frozen: Any) -> dict[str, Any]:
-    """Adds `<section>_embedding` from token ids unless the batch carries cached vectors.
+    """Puts `<section>_embedding` for the token ids and masks of every section, unless there is no tower to make it.
 
     Each section is cut to the longest text that the global batch has of it (see `TextTower.encode_groups`).
     """
-    if tower is None or "findings_embedding" in batch:
+    sections = [name.removesuffix("_ids") for name in batch if name.endswith("_ids")]
+    if tower is None or not sections:
         return batch
-    ids_2xBxL = jnp.stack([batch[f"{section}_ids"] for section in SECTIONS])
-    mask_2xBxL = jnp.stack([batch[f"{section}_mask"] for section in SECTIONS])
-    vectors = tower.encode_groups(frozen, ids_2xBxL, mask_2xBxL)
-    added = {f"{section}_embedding": vector for section, vector in zip(SECTIONS, vectors, strict=True)}
-    return {**{k: v for k, v in batch.items() if not k.endswith(("_ids", "findings_mask", "impression_mask"))}, **added}
+    ids_SxBxL = jnp.stack([batch[f"{section}_ids"] for section in sections])
+    mask_SxBxL = jnp.stack([batch[f"{section}_mask"] for section in sections])
+    vectors = tower.encode_groups(frozen, ids_SxBxL, mask_SxBxL)
+    added = {f"{section}_embedding": vector for section, vector in zip(sections, vectors, strict=True)}
+    tokens = {f"{section}_{part}" for section in sections for part in ("ids", "mask")}
+    return {**{name: x for name, x in batch.items() if name not in tokens}, **added}
 
 
 def make_train_step(
@@ -101,6 +101,7 @@ def make_train_step(
         rngs = {"channels": jax.random.fold_in(jax.random.wrap_key_data(state["rng"]), state["step"])}
 
         def loss_fn(params):
+            params = optim.hold(params, config.optimizer.rates)
             variables = {"params": params, "batch_stats": state["batch_stats"]}
             embeddings, batch_stats = embed(model, variables, batch, rngs, config.micro_batches, sweep.devices)
             loss, terms = method.loss(embeddings, batch, config, epoch, sweep)

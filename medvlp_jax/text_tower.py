@@ -1,9 +1,11 @@
-"""The frozen text tower: which weights, which tokenizer, one vector per text.
+"""The text tower: which weights, which tokenizer, one vector per text.
 
 A frozen tower without text augmentation gives every text one vector, so vectors are computed once and cached
-(`text.cache=True`); with `text.cache=False` the same function runs inside every step, for comparison.
+(`text.cache=True`); with `text.cache=False` the same function runs inside every step, for comparison. A tower that is
+trained (`text.trained=True`) is a part of the method's model; what is here are its first weights and its tokenizer.
 """
 
+import functools
 import importlib.util
 import math
 from collections.abc import Callable, Sequence
@@ -27,10 +29,11 @@ PHANTOM = "phantom"  # the small BERT that `python -m medvlp_jax.pretrain_text` 
 
 
 class TextTower(NamedTuple):
-    """A frozen BERT with its tokenizer.
+    """A BERT with its tokenizer.
 
-    encode(variables, ids_BxL, mask_BxL): float32 B×E, pure. variables: its parameters, passed so that they are not
-    baked into compiled code. key: names weights, tokenizer, length and pooling; equal keys give equal vectors.
+    encode(variables, ids_BxL, mask_BxL): float32 B×E, pure, without gradient. variables: its parameters, passed so that
+    they are not baked into compiled code; for a tower that is trained, those that training starts from. key: names
+    weights, tokenizer, length and pooling; equal keys give equal vectors.
     """
 
     tokenizer: Any
@@ -42,6 +45,12 @@ class TextTower(NamedTuple):
     pooling: str
     dtype: Any
 
+    def with_variables(self, variables: Any) -> "TextTower":
+        """The tower with other weights, those of a checkpoint, say."""
+        settings = {"tokenizer": self.tokenizer.fingerprint, "max_length": self.max_length, "pooling": self.pooling}
+        key = cache_key(variables, **settings, dtype=str(self.dtype))
+        return self._replace(variables=variables, key=key)
+
     def encode(self, variables: Any, ids_BxL: Int[Array, "B L"], mask_BxL: Int[Array, "B L"]) -> Float[Array, "B E"]:
         hidden = bert.Bert(self.config, dtype=self.dtype).apply(variables, ids_BxL, mask_BxL).last
         return jax.lax.stop_gradient(bert.pool(hidden, mask_BxL, self.pooling)).astype(jnp.float32)
@@ -49,31 +58,24 @@ class TextTower(NamedTuple):
     def encode_groups(
         self, variables: Any, ids_GxNxL: Int[Array, "G N L"], mask_GxNxL: Int[Array, "G N L"]
     ) -> Float[Array, "G N E"]:
-        """The vectors of `encode`, group after group, each group at the shortest of `padded_lengths` that holds it.
+        """The vectors of `encode`, group after group, each group at the shortest length that holds it.
 
-        Shapes are static and the length of a group is one number for all devices, so this runs under any sharding of
-        the texts. Positions cut off are padding in the whole group; a text without any real token, whose vector means
-        nothing, may come out different. On a single CPU device the texts are sorted by length and the groups become
+        See `bert.at_shortest_length`. On a single CPU device the texts are sorted by length and the groups become
         smaller (`CPU_TEXTS`): the activations of a layer stay in cache and few texts wait for longer ones.
         """
 
-        lengths = padded_lengths(ids_GxNxL.shape[2])
-
-        def real(mask):
-            return jnp.max(mask.astype(jnp.int32) * (1 + jnp.arange(lengths[-1])), axis=-1)
-
         def encode(ids_GxNxL, mask_GxNxL):
-            branch_G = jnp.searchsorted(jnp.asarray(lengths), jnp.max(real(mask_GxNxL), axis=1))
-            branches = [
-                lambda ids, mask, length=length: self.encode(variables, ids[:, :length], mask[:, :length])
-                for length in lengths
-            ]
-            groups = (branch_G, ids_GxNxL, mask_GxNxL)
-            return jax.lax.map(lambda group: jax.lax.switch(group[0], branches, *group[1:]), groups)
+            groups = (jnp.max(bert.token_counts(mask_GxNxL), axis=1), ids_GxNxL, mask_GxNxL)
+
+            def one(group):
+                longest, ids, mask = group
+                return bert.at_shortest_length(functools.partial(self.encode, variables), ids, mask, longest)
+
+            return jax.lax.map(one, groups)
 
         def encode_on_cpu(ids_GxNxL, mask_GxNxL):
             groups, texts, length = ids_GxNxL.shape
-            order = jnp.argsort(real(mask_GxNxL).reshape(-1))
+            order = jnp.argsort(bert.token_counts(mask_GxNxL).reshape(-1))
             small = (-1, math.gcd(groups * texts, CPU_TEXTS), length)
             ids, mask = (x.reshape(-1, length)[order].reshape(small) for x in (ids_GxNxL, mask_GxNxL))
             vectors = encode(ids, mask).reshape(groups * texts, -1)
@@ -82,11 +84,6 @@ class TextTower(NamedTuple):
         if jax.device_count() > 1:
             return encode(ids_GxNxL, mask_GxNxL)
         return jax.lax.platform_dependent(ids_GxNxL, mask_GxNxL, cpu=encode_on_cpu, default=encode)
-
-
-def padded_lengths(longest: int) -> tuple[int, ...]:
-    """Token counts that texts are padded to: multiples of 64, and `longest`. Each one is compiled."""
-    return (*range(64, longest, 64), longest)
 
 
 def tower_folder(data_dir: str | Path, data: str) -> Path:
@@ -139,7 +136,7 @@ def load(
 
     Args:
       weights: folder in transformers layout, hub repository, or a name that `resolve` knows.
-      pooling: `cls` or `mean`.
+      pooling: `cls`, `mean` or `max`.
       max_length: tokens per section, special ones included; longer texts are cut.
       data_dir, data: the prepared data sets and the one of this run; `auto` and `phantom` look there.
       layers: keep only this many layers, from the embeddings up; 0 keeps all.
@@ -149,11 +146,8 @@ def load(
     folder = _made(weights, data_dir, data)
     config, variables = load_bert(folder, num_layers=layers or None)
     _check_length(max_length, config, weights)
-    tokenizer = tokenizers.load(folder)
-    key = cache_key(
-        variables, tokenizer=tokenizer.fingerprint, max_length=max_length, pooling=pooling, dtype=str(jnp.dtype(dtype))
-    )
-    return TextTower(tokenizer, variables, config.hidden_size, max_length, key, config, pooling, jnp.dtype(dtype))
+    parts = (tokenizers.load(folder), variables, config.hidden_size, max_length, "", config, pooling, jnp.dtype(dtype))
+    return TextTower(*parts).with_variables(variables)
 
 
 def of_config(config: Any) -> TextTower:
@@ -204,15 +198,15 @@ def _check_length(max_length: int, shape: bert.BertConfig, weights: str) -> None
         )
 
 
-def encode_function(tower: TextTower) -> Callable[[Sequence[str]], np.ndarray]:
-    """`encode(texts) -> float32 [n, E]`, compiled once per number of texts and padded length."""
+def encode_function(tower: TextTower) -> Callable[..., np.ndarray]:
+    """`encode(texts, variables=tower.variables) -> float32 [n, E]`, compiled per number of texts and padded length."""
     encode = jax.jit(tower.encode)
-    variables = jax.device_put(tower.variables)
+    own = jax.device_put(tower.variables)
     lengths = [*range(8, min(64, tower.max_length), 8), *range(64, tower.max_length, 32)]
 
-    def run(texts: Sequence[str]) -> np.ndarray:
+    def run(texts: Sequence[str], variables: Any = None) -> np.ndarray:
         ids_BxL, mask_BxL = tower.tokenizer.encode(list(texts), tower.max_length, lengths)
-        return np.asarray(encode(variables, ids_BxL, mask_BxL))
+        return np.asarray(encode(own if variables is None else variables, ids_BxL, mask_BxL))
 
     return run
 

@@ -81,7 +81,7 @@ def _run(config: Any, workdir: Path, command: str, spent: Goodput) -> dict[str, 
             state, meta = checkpoints.restore(first_step, target), checkpoints.meta(first_step)
         say(f"resume    step {first_step}, {meta['examples_seen']} examples seen, {clock(meta['seconds'])} of training")
     else:
-        state, meta = build.load_trunk(parts, make_state()), {"examples_seen": 0, "seconds": 0.0}
+        state, meta = build.load_pretrained(parts, make_state()), {"examples_seen": 0, "seconds": 0.0}
     spent.resume(first_step, meta.get("goodput", {}))
     count = sum(x.size for x in jax.tree.leaves(state["params"]))
     say(f"model     {count:,} trainable parameters, {config.model.dtype} compute")

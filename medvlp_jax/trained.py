@@ -21,9 +21,10 @@ from medvlp_jax.methods.embeddings import ImageEmbedding, TextEmbedding
 class Trained(NamedTuple):
     """One checkpoint of a run. `variables`: `params` and `batch_stats` of the model, on the first device.
 
-    image_tower(variables, uint8 B×V×S×S×1), text_head(variables, frozen vectors N×E), encode(texts): jitted parts of
-    the two towers; `embed_images` and `embed_texts` put them together. view(grey uint8 H×W): the evaluation view of an
-    upright image, 0 black: what the model was evaluated on.
+    image_tower(variables, uint8 B×V×S×S×1), text_head(variables, text vectors N×E), encode(texts): jitted parts of
+    the two towers; `embed_images` and `embed_texts` put them together. tower: the text tower, with the weights of this
+    checkpoint where it was trained. view(grey uint8 H×W): the evaluation view of an upright image, 0 black: what the
+    model was evaluated on.
     """
 
     workdir: Path
@@ -59,10 +60,13 @@ def open_run(workdir: str | Path, *, step: int | None = None, data_dir: str | Pa
         with config.unlocked():
             config.data.dir = str(data_dir)
     tower = text_tower.of_config(config)
-    model = methods.get(config.method).build(config)
+    model = methods.get(config.method).build(config, tower.config)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         number = checkpoints.choose(step)
         variables = checkpoints.restore_partial(number, _target(model, config, tower))
+    text_variables = trained_text(config, variables)
+    if text_variables is not None:
+        tower = tower.with_variables(jax.device_get(text_variables))
     return Trained(
         workdir,
         number,
@@ -71,7 +75,7 @@ def open_run(workdir: str | Path, *, step: int | None = None, data_dir: str | Pa
         variables,
         tower,
         image_tower=jax.jit(lambda variables, image: model.apply(variables, image, method="embed_image")),
-        text_head=jax.jit(lambda variables, vector_NxE: embed_text_vectors(model, variables, vector_NxE)),
+        text_head=jax.jit(functools.partial(embed_text_vectors, model, sections=tuple(config.text.sections))),
         encode=functools.partial(text_tower.encode_all, text_tower.encode_function(tower)),
         view=evaluation_view(config),
     )
@@ -89,12 +93,19 @@ def evaluation_view(config: Any):
     return lambda grey_HxW: make({"image": grey_HxW}, np.random.default_rng(0))["image"][0]
 
 
-def embed_text_vectors(model: Any, variables: Any, vector_NxE: Float[Array, "N E"]) -> TextEmbedding:
-    """Projected text embeddings of frozen text vectors, each taken as every section."""
+def embed_text_vectors(
+    model: Any, variables: Any, vector_NxE: Float[Array, "N E"], sections: Sequence[str]
+) -> TextEmbedding:
+    """Projected text embeddings of vectors of the text tower, each taken as every one of the sections."""
     batch = {}
-    for section in steps.SECTIONS:
+    for section in sections:
         batch |= {f"{section}_embedding": vector_NxE, f"has_{section}": jnp.ones(vector_NxE.shape[0], bool)}
     return model.apply(variables, batch, method="embed_text")
+
+
+def trained_text(config: Any, variables: Any) -> Any:
+    """The variables of the text tower inside a model's, when it is trained; None for a frozen one."""
+    return {"params": variables["params"]["text_tower"]} if config.text.trained else None
 
 
 def _target(model: Any, config: Any, tower: text_tower.TextTower) -> dict[str, Any]:

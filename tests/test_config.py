@@ -222,10 +222,10 @@ def test_load_of_a_damaged_config(tmp_path):
 # ---- golden dumps -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", RENEW["ARGUMENTS"])
-def test_golden(name):
-    path, argument = HERE / "golden" / f"{name}.json", RENEW["ARGUMENTS"][name]
-    golden, now = json.loads(path.read_text(encoding="utf-8")), json.loads(RENEW["dump"](argument))
+@pytest.mark.parametrize("file", RENEW["DUMPS"])
+def test_golden(file):
+    path, (name, argument) = HERE / "golden" / f"{file}.json", RENEW["DUMPS"][file]
+    golden, now = json.loads(path.read_text(encoding="utf-8")), json.loads(RENEW["dump"](name, argument))
     missing = "(no such field)"
     changed = [
         f"{field}: {golden.get(field, missing)!r} -> {now.get(field, missing)!r}"
@@ -234,6 +234,6 @@ def test_golden(name):
     ]
     if changed:
         pytest.fail(
-            f"configs/imitate.py:{argument} differs from {path.name}:\n  " + "\n  ".join(changed) + "\n"
+            f"configs/{name}.py:{argument} differs from {path.name}:\n  " + "\n  ".join(changed) + "\n"
             "When this is what you want, renew the dumps: python tests/golden/renew.py"
         )

@@ -34,6 +34,7 @@ MAY_IMPORT = {
         "medvlp_jax.report",
         "medvlp_jax.evaluators",
         "medvlp_jax.data",
+        "medvlp_jax.methods.embeddings",
         *(
             f"medvlp_jax.{module}"
             for module in ("build", "checkpoint", "config", "goodput", "heatmap", "metrics", "trained")

@@ -188,3 +188,59 @@ def test_clipping_by_global_norm():
     np.testing.assert_allclose(moments(grads, 1.0)["conv"]["kernel"], 3.0 / norm, rtol=1e-5)
     np.testing.assert_allclose(moments(grads, norm * 2)["conv"]["kernel"], 3.0, rtol=1e-6)
     np.testing.assert_allclose(moments(grads, 0.0)["conv"]["kernel"], 3.0, rtol=1e-6)
+
+
+# ---- optimizers and rates ---------------------------------------------------------------
+
+
+def test_decay_of_adam_and_sgd_enters_the_gradient_as_in_torch():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    kinds = {
+        "adam": (torch.optim.Adam, {"betas": (0.8, 0.9)}, {"betas": (0.8, 0.9)}),
+        "sgd": (torch.optim.SGD, {"momentum": 0.7}, {"betas": (0.7, 0.0)}),
+    }
+    for name, (theirs, options, fields) in kinds.items():
+        weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+        reference = theirs([weight], lr=0.1, weight_decay=0.3, **options)
+        cfg = config(name=name, learning_rate=0.1, schedule="constant", weight_decay=0.3, decay_mask="all", **fields)
+        tx = optim.optimizer(cfg, 10)
+        params = {"kernel": jnp.asarray([1.0, -2.0])}
+        state = tx.init(params)
+        for grad in ([2.0, -1.0], [0.5, 0.0], [-1.0, 3.0]):
+            weight.grad = torch.tensor(grad)
+            reference.step()
+            updates, state = tx.update({"kernel": jnp.asarray(grad)}, state, params)
+            params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(params["kernel"], weight.detach().numpy(), rtol=1e-5, err_msg=name)
+    with pytest.raises(ValueError, match=r"optimizer.name='lion' is unknown. Choose one of adamw, adam, sgd"):
+        optim.optimizer(config(name="lion"), 10)
+
+
+RATES = ("conv/.*=0", "norm/scale=0.1", "(norm|conv)/bias=0.5")
+
+
+def test_rates_hold_and_slow_down_parameters():
+    grads = jax.tree.map(jnp.ones_like, PARAMS)
+    fields = {"weight_decay": 0.3, "decay_mask": "all"}
+    plain, slowed = one_step(grads, **fields), one_step(grads, rates=RATES, **fields)
+    moved = lambda after, *path: float(np.ravel(after[path[0]][path[1]])[0]) - 1  # noqa: E731
+    assert moved(slowed, "conv", "kernel") == moved(slowed, "conv", "bias") == 0.0  # the first match counts
+    assert moved(slowed, "norm", "scale") == pytest.approx(0.1 * moved(plain, "norm", "scale"), rel=1e-5)
+    assert moved(slowed, "norm", "bias") == pytest.approx(0.5 * moved(plain, "norm", "bias"), rel=1e-5)
+    assert moved(slowed, "tokens", "cls") == moved(plain, "tokens", "cls")
+    # What is held has neither moments nor gradients.
+    state = optim.optimizer(config(rates=RATES), 10).init(PARAMS)
+    assert sum(np.size(x) for x in jax.tree.leaves(state)) < 2 * sum(np.size(x) for x in jax.tree.leaves(PARAMS))
+    held = jax.grad(lambda p: sum(x.sum() for x in jax.tree.leaves(optim.hold(p, RATES))))(PARAMS)
+    assert not np.any(held["conv"]["kernel"])
+    assert np.all(held["norm"]["scale"] == 1)
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [("conv", "write REGEX=FACTOR"), ("conv/.*=slow", "write REGEX=FACTOR"), ("conv/.*=-1", "write REGEX=FACTOR"),
+     ("(=1", "write REGEX=FACTOR"), ("konv/.*=0", "matches no parameter. Parameters lie under conv, norm, tokens")],
+)  # fmt: skip
+def test_rates_that_are_wrong(rate, words):
+    with pytest.raises(ValueError, match=words):
+        optim.rate_factors(PARAMS, (rate,))

@@ -10,7 +10,7 @@
     model = load("path/of/this/folder")
     image = model.embed_image(model.view(grey)[None])            # grey: uint8 [H, W], 0 black
     text = model.embed_text(model.encode_text(["No pleural effusion."]))
-    print(torch.cosine_similarity(image["impression"], text))
+    print(torch.cosine_similarity(image["impression"], text))    # or another of model.config["sections"]
 
 Images are 0..255, uint8 or float, and are normalised inside. One channel is what the model was trained on; three
 channels are averaged to grey first, so a grey picture stored as RGB gives the same embedding.
@@ -35,12 +35,13 @@ ACTIVATIONS = {
 }
 
 
-def load(folder: str | Path = ".") -> Imitate:
+def load(folder: str | Path = ".") -> Model:
     """The exported model, in evaluation mode; every tensor of the files must fit."""
     from safetensors.torch import load_file
 
     folder = Path(folder)
-    model = Imitate(json.loads((folder / "model.json").read_text(encoding="utf-8")), folder)
+    config = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    model = {"imitate": Imitate, "two_towers": TwoTowers}[config["kind"]](config, folder)
     model.trunk.load_state_dict(load_file(folder / "trunk.safetensors"), strict=True)
     heads = load_file(folder / "heads.safetensors")
     trunk = {f"trunk.{name}": tensor for name, tensor in model.trunk.state_dict().items()}
@@ -154,21 +155,24 @@ class ViTBlock(nn.Module):
         return x + self.mlp.fc2(self.activation(self.mlp.fc1(self.norm2(x))))
 
 
-# ---- IMITATE: heads and the read branch -------------------------------------------------------------------------
+# ---- heads and IMITATE's read branch ----------------------------------------------------------------------------
 
 
 class ProjectionHead(nn.Module):
-    """Linear, BatchNorm, ReLU, Linear, BatchNorm without affine parameters."""
+    """Linear, BatchNorm, ReLU, Linear, BatchNorm without affine parameters; hidden layer and norms may be missing."""
 
-    def __init__(self, inputs: int, hidden: int, features: int):
+    def __init__(self, inputs: int, hidden: int, features: int, norm: bool = True, bias: bool = True):
         super().__init__()
-        self.linear1, self.norm1 = nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden)
-        self.linear2, self.norm2 = nn.Linear(hidden, features), nn.BatchNorm1d(features, affine=False)
+        self.linear1 = nn.Linear(inputs, hidden, bias) if hidden else None
+        self.norm1 = nn.BatchNorm1d(hidden) if norm else nn.Identity()
+        self.linear2 = nn.Linear(hidden or inputs, features, bias)
+        self.norm2 = nn.BatchNorm1d(features, affine=False) if norm else nn.Identity()
 
     def forward(self, x, gates_of=None):
         """[N, inputs] -> [N, features]; with `gates_of`, ReLU lets through what it would for that: linear around it."""
-        x = self.norm1(self.linear1(x))
-        x = F.relu(x) if gates_of is None else x * (self.norm1(self.linear1(gates_of)) > 0)
+        if self.linear1 is not None:
+            x = self.norm1(self.linear1(x))
+            x = F.relu(x) if gates_of is None else x * (self.norm1(self.linear1(gates_of)) > 0)
         return self.norm2(self.linear2(x))
 
 
@@ -218,19 +222,18 @@ class ReadBranch(nn.Module):
         return torch.stack(vectors).mean(dim=0)
 
 
-class Imitate(nn.Module):
-    """Image trunk, read branch and the three heads. config: the content of `model.json`."""
+# ---- models -----------------------------------------------------------------------------------------------------
+
+
+class Model(nn.Module):
+    """Image trunk and heads. config: the content of `model.json`."""
 
     def __init__(self, config: dict, folder: str | Path = "."):
         super().__init__()
         self.config, self.folder, self._text = config, Path(folder), None
-        sizes, image = config["heads"], config["image"]
         self.trunk = build_trunk(config["trunk"])
-        self.read = ReadBranch(**config["read"], features=sizes["features"])
-        self.diagnosis_head = ProjectionHead(sizes["image_width"], sizes["diagnosis_hidden"], sizes["features"])
-        self.text_head = ProjectionHead(sizes["text_width"], sizes["text_hidden"], sizes["features"])
         for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(image[name]).reshape(1, -1, 1, 1), persistent=False)
+            self.register_buffer(name, torch.tensor(config["image"][name]).reshape(1, -1, 1, 1), persistent=False)
 
     def normalize(self, pixels):
         """0..255 [N, H, W], [N, 1, H, W] or [N, 3, H, W] -> what the trunk takes."""
@@ -240,28 +243,20 @@ class Imitate(nn.Module):
         grey = pixels.float().mean(dim=1, keepdim=True)
         return (grey / 255.0 - self.mean) / self.std
 
-    @torch.no_grad()
-    def embed_image(self, pixels) -> dict[str, torch.Tensor]:
-        """`findings` and `impression` [N, D], aligned with texts; `pooled` [N, C], trunk features for probes."""
+    def _regions(self, head, pixels) -> torch.Tensor:
         levels = self.trunk(self.normalize(pixels))
-        impression = self.diagnosis_head(levels["pooled"])
-        return {"findings": self.read(levels), "impression": impression, "pooled": levels["pooled"]}
-
-    @torch.no_grad()
-    def image_regions(self, pixels) -> torch.Tensor:
-        """[N, h, w, D]: what each place contributes to the vector `impression`, which is their mean; for heat maps."""
-        last = self.trunk(self.normalize(pixels))[f"stage{self.read.stages}"].permute(0, 2, 3, 1)
+        last = levels[f"stage{sum(name.startswith('stage') for name in levels)}"].permute(0, 2, 3, 1)
         pooled = last.mean((1, 2), keepdim=True).expand_as(last)
-        return self.diagnosis_head(last.flatten(0, 2), pooled.flatten(0, 2)).unflatten(0, last.shape[:3])
+        return head(last.flatten(0, 2), pooled.flatten(0, 2)).unflatten(0, last.shape[:3])
 
     @torch.no_grad()
     def embed_text(self, vectors) -> torch.Tensor:
-        """Vectors of the frozen text tower [N, E] -> [N, D], the same for findings and impression."""
+        """Vectors of the text tower [N, E] -> [N, D], the same for every section."""
         return self.text_head(vectors)
 
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> torch.Tensor:
-        """Texts -> frozen vectors [N, E], with the tower in `text/` (a transformers folder)."""
+        """Texts -> vectors [N, E], with the tower in `text/` (a transformers folder)."""
         if self._text is None:
             from transformers import AutoModel, AutoTokenizer
 
@@ -275,6 +270,8 @@ class Imitate(nn.Module):
         if self.config["text"]["pooling"] == "cls":
             return hidden[:, 0]
         mask = batch["attention_mask"][:, :, None].float()
+        if self.config["text"]["pooling"] == "max":
+            return hidden.masked_fill(mask == 0, float("-inf")).amax(dim=1)
         return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
     def view(self, grey) -> torch.Tensor:
@@ -294,6 +291,52 @@ class Imitate(nn.Module):
         canvas = torch.zeros(side, side, dtype=torch.uint8)
         canvas[top : top + new[0], left : left + new[1]] = resize(grey, *new)
         return canvas[start : start + size, start : start + size].contiguous()
+
+
+class Imitate(Model):
+    """Read branch and diagnosis head over the trunk; one head for both sections of text."""
+
+    def __init__(self, config: dict, folder: str | Path = "."):
+        super().__init__(config, folder)
+        sizes = config["heads"]
+        self.read = ReadBranch(**config["read"], features=sizes["features"])
+        self.diagnosis_head = ProjectionHead(sizes["image_width"], sizes["diagnosis_hidden"], sizes["features"])
+        self.text_head = ProjectionHead(sizes["text_width"], sizes["text_hidden"], sizes["features"])
+
+    @torch.no_grad()
+    def embed_image(self, pixels) -> dict[str, torch.Tensor]:
+        """`findings` and `impression` [N, D], aligned with texts; `pooled` [N, C], trunk features for probes."""
+        levels = self.trunk(self.normalize(pixels))
+        impression = self.diagnosis_head(levels["pooled"])
+        return {"findings": self.read(levels), "impression": impression, "pooled": levels["pooled"]}
+
+    @torch.no_grad()
+    def image_regions(self, pixels) -> torch.Tensor:
+        """[N, h, w, D]: what each place contributes to the vector `impression`, which is their mean; for heat maps."""
+        return self._regions(self.diagnosis_head, pixels)
+
+
+class TwoTowers(Model):
+    """CLIP, ConVIRT, M-FLAG, SigLIP: a head on each side; scale and bias of logits where they are learnt."""
+
+    def __init__(self, config: dict, folder: str | Path = "."):
+        super().__init__(config, folder)
+        sizes = config["heads"]
+        rest = {name: sizes[name] for name in ("features", "norm", "bias")}
+        self.image_head = ProjectionHead(sizes["image_width"], sizes["image_hidden"], **rest)
+        self.text_head = ProjectionHead(sizes["text_width"], sizes["text_hidden"], **rest)
+        self.logits = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in config["logits"]})
+
+    @torch.no_grad()
+    def embed_image(self, pixels) -> dict[str, torch.Tensor]:
+        """`config["sections"][0]` [N, D], aligned with texts; `pooled` [N, C], trunk features for probes."""
+        pooled = self.trunk(self.normalize(pixels))["pooled"]
+        return {self.config["sections"][0]: self.image_head(pooled), "pooled": pooled}
+
+    @torch.no_grad()
+    def image_regions(self, pixels) -> torch.Tensor:
+        """[N, h, w, D]: what each place contributes to the image's vector, which is their mean; for heat maps."""
+        return self._regions(self.image_head, pixels)
 
 
 def resize(grey: torch.Tensor, height: int, width: int) -> torch.Tensor:

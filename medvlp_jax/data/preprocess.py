@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from medvlp_jax.data import images, transforms
 from medvlp_jax.data.records import text_hash
-from medvlp_jax.data.sections import apply_policy
+from medvlp_jax.data.sections import study_texts
+from medvlp_jax.data.sentences import split_sentences
 from medvlp_jax.data.text_cache import TextCache
 from medvlp_jax.data.tokenizer import Tokenizer
 
@@ -29,11 +30,12 @@ Step = Callable[[Example, np.random.Generator], Example]
 Preprocess = Callable[[Mapping[str, Any], np.random.Generator], Example]
 
 SECTIONS = ("findings", "impression")
+UNITS = (*SECTIONS, "report")  # texts that images may be aligned with
 
 BATCH_FIELDS = (
     "image",
-    *(f"{section}_{part}" for section in SECTIONS for part in ("ids", "mask", "embedding", "hash")),
-    *(f"has_{section}" for section in SECTIONS),
+    *(f"{unit}_{part}" for unit in UNITS for part in ("ids", "mask", "embedding", "hash")),
+    *(f"has_{unit}" for unit in UNITS),
     *("labels", "has_boxes", "patient_hash", "study_hash", "index"),
 )
 """Fields that reach the batch when no `keep` operation says otherwise, each as far as the record has it."""
@@ -146,7 +148,8 @@ def build(string: str, *, tokenizer: Tokenizer | None = None, text_cache: TextCa
     """The function `(record, rng) -> example` that a string of operations stands for.
 
     A record is what `records.RecordSource` yields, with `index` added by the pipeline. The example holds arrays only:
-      image uint8 [V, H, W, 1]; <section>_ids int32 [L], <section>_mask bool [L] or <section>_embedding float32 [E];
+      image uint8 [V, H, W, 1]; <section>_ids int32 [L], <section>_mask bool [L] or <section>_embedding float32 [E],
+      for findings, impression and, where `sections` makes one, report;
       has_<section> bool; <section>_hash int32; labels int8 [14]; has_boxes bool;
       patient_hash, study_hash int32; index int64,
     or exactly what `keep(...)` names.
@@ -286,46 +289,76 @@ def center(size: int = 224, crop_from: int | None = None, fit: str = "pad") -> S
 
 
 @register("sections")
-def sections(policy: str) -> Step:
-    """What a missing section becomes; the policies are those of `medvlp_jax.data.sections.apply_policy`."""
-    apply_policy("", "", policy)  # raises for an unknown policy now, not in a thread
+def sections(policy: str, report: Sequence[str] = ()) -> Step:
+    """What a missing section becomes, and what the unit `report` is made of; see `data.sections.study_texts`."""
+    # Raises for an unknown policy or part now, not in a thread.
+    study_texts({"findings": "", "impression": "", "report": ""}, policy, report)
 
     def step(example: Example, rng: np.random.Generator) -> Example:
-        example.update(apply_policy(example["findings"], example["impression"], policy))
+        example.update(study_texts(example, policy, report))
+        return example
+
+    return step
+
+
+@register("sentence")
+def sentence(*units: str, rule: str = "simple") -> Step:
+    """Each unit becomes one of its sentences, drawn anew at every access; one without a sentence counts as missing.
+
+    The rules are those of `data.sentences.split_sentences`.
+    """
+    units = _units(units)
+    split_sentences("", rule)
+
+    def step(example: Example, rng: np.random.Generator) -> Example:
+        for unit in units:
+            found = split_sentences(example[unit], rule)
+            example[unit] = found[rng.integers(len(found))] if found else ""
+            example[f"has_{unit}"] = bool(found) and bool(example[f"has_{unit}"])
         return example
 
     return step
 
 
 @register("tokenize")
-def tokenize(max_len: int = 256, *, tokenizer: Tokenizer | None = None) -> Step:
-    """findings and impression -> ids int32 [max_len] and mask bool [max_len], special tokens included."""
+def tokenize(max_len: int = 256, *units: str, tokenizer: Tokenizer | None = None) -> Step:
+    """Texts -> ids int32 [max_len] and mask bool [max_len], special tokens included; findings and impression unless
+    units are named."""
+    units = _units(units)
     if tokenizer is None:
         raise ValueError("no tokenizer was given; pass build(..., tokenizer=tokenizer.load(text_weights)).")
     if not isinstance(max_len, int) or max_len < 3:
         raise ValueError(f"max_len={max_len!r} must be a whole number of at least 3.")
 
     def step(example: Example, rng: np.random.Generator) -> Example:
-        ids_2xL, mask_2xL = tokenizer.encode([example[section] for section in SECTIONS], max_len)
-        for i, section in enumerate(SECTIONS):
-            example[f"{section}_ids"], example[f"{section}_mask"] = ids_2xL[i], mask_2xL[i]
+        ids_UxL, mask_UxL = tokenizer.encode([example[unit] for unit in units], max_len)
+        for i, unit in enumerate(units):
+            example[f"{unit}_ids"], example[f"{unit}_mask"] = ids_UxL[i], mask_UxL[i]
         return example
 
     return step
 
 
 @register("cached_text")
-def cached_text(*, text_cache: TextCache | None = None) -> Step:
-    """findings and impression -> their stored vectors, float32 [E]."""
+def cached_text(*units: str, text_cache: TextCache | None = None) -> Step:
+    """Texts -> their stored vectors, float32 [E]; findings and impression unless units are named."""
+    units = _units(units)
     if text_cache is None:
         raise ValueError("no text cache was given; pass build(..., text_cache=TextCache.open(folder)).")
 
     def step(example: Example, rng: np.random.Generator) -> Example:
-        for section in SECTIONS:
-            example[f"{section}_embedding"] = text_cache.lookup(example[section])
+        for unit in units:
+            example[f"{unit}_embedding"] = text_cache.lookup(example[unit])
         return example
 
     return step
+
+
+def _units(names: Sequence[str]) -> tuple[str, ...]:
+    unknown = [name for name in names if name not in UNITS]
+    if unknown:
+        raise ValueError(f"unknown text {unknown[0]!r}. Choose of {', '.join(UNITS)}.")
+    return tuple(names) or SECTIONS
 
 
 # ---- what reaches the batch -----------------------------------------------------------
@@ -341,9 +374,10 @@ def keep(*names: str) -> Step:
         image = example.get("image")
         if isinstance(image, np.ndarray) and image.ndim == 2:
             example["image"] = image[None, ..., None]
-        for section in SECTIONS:
-            if isinstance(example.get(section), str):
-                example[f"{section}_hash"] = np.int32(text_hash(example[section]))
+        for unit in UNITS:
+            # Every record has a report as it was written; it is a unit once `sections` has made it one.
+            if isinstance(example.get(unit), str) and f"has_{unit}" in example:
+                example[f"{unit}_hash"] = np.int32(text_hash(example[unit]))
         for name in ("patient", "study"):
             if f"{name}_id" in example:
                 example[f"{name}_hash"] = np.int32(int(example[f"{name}_id"]) & 0x7FFFFFFF)

@@ -18,7 +18,7 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 MODES = ("mimic", "loose", "mimic_official")
@@ -277,6 +277,31 @@ def apply_policy(
         "has_findings": bool(findings),
         "has_impression": bool(impression),
     }
+
+
+REPORT_PARTS = ("findings", "impression", "report")
+
+
+def study_texts(record: Mapping[str, Any], policy: str = "mask", report: Sequence[str] = ()) -> dict[str, Any]:
+    """The texts of a record that a model may be aligned with, and which of them are there.
+
+    Args: record: with `findings` and `impression`, and `report` when that is a part. policy: as `apply_policy`.
+      report: what the unit `report` is made of, in this order, joined by a blank: parts that are missing are left out,
+      a report without any part is missing as a section would be. `report` among them is the text as it was written,
+      headers included. () for no such unit.
+    Returns: as `apply_policy`; with `report` also {"report": str, "has_report": bool}.
+    Raises: ValueError for another policy or part.
+    """
+    unknown = [part for part in report if part not in REPORT_PARTS]
+    if unknown:
+        raise ValueError(f"Unknown part {unknown[0]!r} of a report. Choose of {', '.join(REPORT_PARTS)}.")
+    texts = apply_policy(record["findings"], record["impression"], policy)
+    if report:
+        parts = (record[part] for part in report)
+        joined = " ".join(str(part).strip() for part in parts if not is_missing(part))
+        whole = apply_policy(joined, joined, policy)
+        texts |= {"report": whole["findings"], "has_report": whole["has_findings"]}
+    return texts
 
 
 def choose(sections: Iterable[Section], policy: str = "mask") -> dict[str, Any]:

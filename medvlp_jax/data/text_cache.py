@@ -14,7 +14,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvlp_jax.data.pipeline import Source
-from medvlp_jax.data.sections import apply_policy
+from medvlp_jax.data.sections import study_texts
+from medvlp_jax.data.sentences import split_sentences
 
 EncodeFn = Callable[[list[str]], NDArray[np.floating]]
 Progress = Callable[[int, int], None]
@@ -42,13 +43,25 @@ def cache_key(params: Any = None, **settings: Any) -> str:
     return digest.hexdigest()
 
 
-def section_texts(source: Source, policy: str) -> Iterator[str]:
-    """findings and impression of every record, as the `sections(policy)` operation leaves them."""
+def section_texts(
+    source: Source,
+    policy: str,
+    sections: Sequence[str] = ("findings", "impression"),
+    *,
+    report: Sequence[str] = (),
+    sentences: bool = False,
+) -> Iterator[str]:
+    """The texts of every record, as the operation `sections(policy, report)` leaves them.
+
+    Args: sections: which of findings, impression and report. report: see `sections.study_texts`. sentences: also every
+      sentence of them, as the operation `sentence` may draw it.
+    """
     for i in range(len(source)):
-        record = source[i]
-        sections = apply_policy(record["findings"], record["impression"], policy)
-        yield sections["findings"]
-        yield sections["impression"]
+        texts = study_texts(source[i], policy, report)
+        for section in sections:
+            yield texts[section]
+            if sentences:
+                yield from split_sentences(texts[section])
 
 
 class TextCache:

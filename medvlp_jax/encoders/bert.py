@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -231,7 +231,8 @@ def pool(hidden: jax.Array, mask: jax.Array, how: str) -> jax.Array:
     Args:
         hidden: [B, L, E].
         mask: [B, L] bool or 0/1.
-        how: 'cls' = position 0; 'mean' = mean over unmasked positions (zeros for a fully masked row).
+        how: 'cls' = position 0; 'mean', 'max' = over unmasked positions, element by element (zeros for a fully masked
+            row).
 
     Returns:
         [B, E] in the dtype of `hidden`.
@@ -242,4 +243,36 @@ def pool(hidden: jax.Array, mask: jax.Array, how: str) -> jax.Array:
         weight = mask.astype(jnp.float32)[:, :, None]
         total = jnp.sum(hidden.astype(jnp.float32) * weight, axis=1)
         return (total / jnp.maximum(jnp.sum(weight, axis=1), 1.0)).astype(hidden.dtype)
-    raise ValueError(f"pool how={how!r} is unknown. Choose 'cls' or 'mean'.")
+    if how == "max":
+        real = mask.astype(bool)[:, :, None]
+        highest = jnp.max(jnp.where(real, hidden, jnp.finfo(hidden.dtype).min), axis=1)
+        return jnp.where(jnp.any(real, axis=1), highest, 0)
+    raise ValueError(f"pool how={how!r} is unknown. Choose 'cls', 'mean' or 'max'.")
+
+
+def padded_lengths(longest: int) -> tuple[int, ...]:
+    """Token counts that texts are padded to: multiples of 64, and `longest`. Each one is compiled."""
+    return (*range(64, longest, 64), longest)
+
+
+def token_counts(mask: jax.Array) -> jax.Array:
+    """One more than the last unmasked position of every text: [..., L] -> [...]."""
+    return jnp.max(mask.astype(jnp.int32) * (1 + jnp.arange(mask.shape[-1])), axis=-1)
+
+
+def at_shortest_length(
+    encode: Callable[[jax.Array, jax.Array], Any], ids: jax.Array, mask: jax.Array, longest: jax.Array | None = None
+) -> Any:
+    """`encode(ids, mask)` on texts cut to the shortest of `padded_lengths` that holds all of them.
+
+    Shapes are static and the length is one number for all devices, so this runs under any sharding of the texts.
+    Positions cut off are padding in every text; a text without any real token, whose vector means nothing, may come out
+    different.
+
+    Args: encode: pure; its result must not depend on the length. ids, mask: [B, L]. longest: the greatest of
+      `token_counts(mask)` when it is known.
+    """
+    lengths = padded_lengths(ids.shape[1])
+    longest = jnp.max(token_counts(mask)) if longest is None else longest
+    branches = [lambda ids, mask, length=length: encode(ids[:, :length], mask[:, :length]) for length in lengths]
+    return jax.lax.switch(jnp.searchsorted(jnp.asarray(lengths), longest), branches, ids, mask)

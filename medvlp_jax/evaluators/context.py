@@ -7,10 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-
-def default_section(regions: Mapping[str, Any], aligned: Mapping[str, Any]) -> str:
-    """The text section whose space scores and maps use unless told otherwise: one with image regions, else the last."""
-    return next(iter(regions), "") or list(aligned)[-1]
+from medvlp_jax.methods.embeddings import default_section
 
 
 class Features(NamedTuple):

@@ -21,7 +21,7 @@ model = load(".")
 grey = np.asarray(Image.open("chest.png").convert("L"))  # upright, 0 black
 image = model.embed_image(model.view(grey)[None])
 text = model.embed_text(model.encode_text(["Left pleural effusion.", "No acute abnormality."]))
-print(torch.cosine_similarity(image["impression"], text))
+print(torch.cosine_similarity(image["{section}"], text))
 ```"""
 
 
@@ -33,12 +33,12 @@ def write(trained: Trained, model: dict[str, Any], meta: dict[str, Any], *, onnx
     parts = [
         _header(config, phantom),
         f"# {config.method.upper()} image and text towers, {config.data.name}, step {step}",
-        "Chest X-rays and report sections in one space: images are aligned with findings and impression texts. "
+        f"Chest X-rays and texts of reports in one space: images are aligned with {' and '.join(model['sections'])}. "
         f"Pretrained with medvlp_jax {__version__}; this folder needs PyTorch or ONNX Runtime only.",
         "**Not for diagnosis.** Intended use: research on vision-language pretraining, such as retrieval, zero-shot "
         "and linear classification on research data. Not validated clinically; not to inform decisions about patients."
         + (" It has seen rendered phantoms only, never a patient." if phantom else ""),
-        f"## Loading\n\n{LOADING}",
+        "## Loading\n\n" + LOADING.replace("{section}", model["sections"][-1]),
         f"## Files\n\n{_files(model, onnx)}",
         f"## Data\n\n{_data(config, phantom)}",
         f"## Recipe\n\n{_recipe(trained, model, meta)}",
@@ -72,15 +72,17 @@ def _files(model: dict[str, Any], onnx: bool) -> str:
     text = model["text"]
     lines = [
         f"- `trunk.safetensors`: image encoder, {how}",
-        "- `heads.safetensors`: projection heads and read branch; `model.json`: sizes, fixed channel draws",
+        f"- `heads.safetensors`: projection heads{' and read branch' if 'read' in model else ''}; `model.json`: sizes"
+        + (", fixed channel draws" if "read" in model else ""),
         "- `modeling.py`: plain PyTorch for both, loads strictly; images of one channel or three, 0..255",
-        "- `text/`: frozen text tower for `transformers` (`AutoTokenizer`, `AutoModel.from_pretrained('text', "
+        "- `text/`: text tower for `transformers` (`AutoTokenizer`, `AutoModel.from_pretrained('text', "
         f"add_pooling_layer=False)`); {text['pooling']} pooling, {text['max_length']} tokens",
         "- `preprocessor.json`: how an image becomes a view",
         "- `medvlp_jax.json`: versions, config, SHA-256 of every file, for `python -m medvlp_jax.import_weights`",
     ]
     if onnx:
-        lines.append("- `image_embedder.onnx`: views uint8 [N, S, S, 1] to `findings`, `impression`, `pooled`")
+        names = ", ".join(f"`{name}`" for name in (*model["sections"], "pooled"))
+        lines.append(f"- `image_embedder.onnx`: views uint8 [N, S, S, 1] to {names}")
     return "\n".join(lines)
 
 
@@ -113,11 +115,11 @@ def _recipe(trained: Trained, model: dict[str, Any], meta: dict[str, Any]) -> st
         "trained parameters": f"{parameters:,}; compute type {config.model.dtype}",
         "image": f"{size} x {size}, mean {model['image']['mean']}, std {model['image']['std']}",
         "augmentation": f"`{config.image.augment}`".replace("|", "\\|"),
-        "text tower": f"{_tower(config)}, frozen, {trained.tower.config.num_hidden_layers} layers, "
-        f"{trained.tower.width} wide, {trained.tower.pooling} pooling",
+        "text tower": f"{_tower(config)}, {'trained' if config.text.trained else 'frozen'}, "
+        f"{trained.tower.config.num_hidden_layers} layers, {trained.tower.width} wide, {trained.tower.pooling} pooling",
         "batch": f"{config.batch_size}",
         "steps": f"{meta.get('imported_step', trained.step)}, {meta.get('examples_seen', 0):,} examples seen",
-        "optimizer": f"AdamW, rate {config.optimizer.learning_rate:g}, {config.optimizer.schedule}, "
+        "optimizer": f"{config.optimizer.name}, rate {config.optimizer.learning_rate:g}, {config.optimizer.schedule}, "
         f"warm-up {config.optimizer.warmup_steps}, decay {config.optimizer.weight_decay:g}",
         "seed": f"{config.seed}",
     }
@@ -164,6 +166,8 @@ def _scores(trained: Trained) -> str:
 def _licence(config: Any, phantom: bool) -> str:
     code = "`modeling.py` and the format: Apache-2.0. "
     tower = f"`text/` comes from `{_tower(config)}` and keeps its own licence."
+    if config.text.trained:
+        tower = f"`text/` started as `{_tower(config)}`, whose licence stays, and was trained along."
     if phantom:
         return f"{code}Trunk and heads: Apache-2.0, trained on rendered data. {tower}"
     return (

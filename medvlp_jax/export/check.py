@@ -14,6 +14,8 @@ from jaxtyping import Float, UInt8
 from medvlp_jax import methods, text_tower
 from medvlp_jax.data import preprocess
 from medvlp_jax.data.records import RecordSource
+from medvlp_jax.data.sections import study_texts
+from medvlp_jax.methods.embeddings import default_section
 from medvlp_jax.trained import Trained, embed_text_vectors
 
 LIMIT = 1e-4  # largest difference, relative to the largest value of the output
@@ -51,7 +53,7 @@ def check(trained: Trained, folder: Path, say: Callable[[str], None] = print) ->
     vectors = model.encode_text(texts)
     theirs |= {"text vectors": vectors.numpy(), "text": model.embed_text(vectors).numpy()}
     good = _compare("torch", ours, theirs, say)
-    for name in ("findings", "impression"):
+    for name in trained.config.text.sections:
         good &= _same_order(name, ours, theirs, say)
     onnx_file = folder / "image_embedder.onnx"
     if onnx_file.exists() and importlib.util.find_spec("onnxruntime"):
@@ -79,8 +81,10 @@ def inputs(trained: Trained) -> tuple[UInt8[np.ndarray, "N S S 1"], list[str], s
         return views, list(SENTENCES), "random: the run's data is not here"
     records = [source[i] for i in range(min(IMAGES, len(source)))]
     views = np.stack([trained.view(preprocess.decode_grey(record["image"])) for record in records])
-    sections = (record[name].strip() for record in records for name in ("findings", "impression"))
-    texts = list(dict.fromkeys(text for text in sections if text)) or list(SENTENCES)
+    rule = trained.config.text
+    rows = [study_texts(record, "mask", tuple(rule.report)) for record in records]
+    found = dict.fromkeys(row[section] for row in rows for section in rule.sections)
+    texts = [text for text in found if text] or list(SENTENCES)
     return views, texts[:IMAGES], f"{config.data.name}/{config.data.test_split}"
 
 
@@ -91,16 +95,18 @@ def reference(trained: Trained, view_NxSxSx1: UInt8[np.ndarray, "N S S 1"], text
         config = trained.config.copy_and_resolve_references()
         with config.unlocked():
             config.model.dtype = "float32"
-        model = methods.get(config.method).build(config)
+        model = methods.get(config.method).build(config, trained.tower.config)
         embed = jax.jit(lambda variables, image: model.apply(variables, image, method="embed_image"))
     with jax.default_matmul_precision("highest"):
         image = jax.device_get(embed(trained.variables, jnp.asarray(view_NxSxSx1)[:, None]))
         encode = text_tower.encode_function(trained.tower._replace(dtype=jnp.dtype("float32")))
         vectors = encode(texts)
-        text = jax.device_get(embed_text_vectors(model, trained.variables, jnp.asarray(vectors)))
+        sections = tuple(trained.config.text.sections)
+        text = jax.device_get(embed_text_vectors(model, trained.variables, jnp.asarray(vectors), sections))
     outputs = {name: value[:, 0] for name, value in image.aligned.items()}
-    outputs |= {"pooled": image.pooled_BxVxC[:, 0], "regions": image.regions["impression"][:, 0]}
-    return outputs | {"text vectors": vectors, "text": text.aligned["impression"]}
+    section = default_section(image.regions, image.aligned)
+    outputs |= {"pooled": image.pooled_BxVxC[:, 0], "regions": image.regions[section][:, 0]}
+    return outputs | {"text vectors": vectors, "text": text.aligned[section]}
 
 
 def loader(folder: Path) -> ModuleType:

@@ -1,6 +1,6 @@
 """The image embedder as an ONNX graph, built node by node from the exported tensors: no tracing, no torch.
 
-Input `image`: uint8 [N, S, S, 1], evaluation views. Outputs `findings`, `impression` [N, D] (aligned with texts) and
+Input `image`: uint8 [N, S, S, 1], evaluation views. Outputs: per text section that images are aligned with [N, D], and
 `pooled` [N, C]. Weights keep their PyTorch names, so that the file can be read beside the safetensors.
 """
 
@@ -15,7 +15,6 @@ import numpy as np
 from medvlp_jax.layers.channel_tokens import pooling_matrix
 
 OPSET, IR_VERSION = 17, 9  # what ONNX Runtime has read since 1.14
-OUTPUTS = ("findings", "impression", "pooled")
 
 
 def available() -> bool:
@@ -35,11 +34,11 @@ def build(model: Mapping[str, Any], trunk: Mapping[str, np.ndarray], heads: Mapp
     graph = _Graph({**{f"trunk.{name}": array for name, array in trunk.items()}, **heads}, model["trunk"]["epsilon"])
     stages = _trunk(graph, model)
     pooled = graph.add("Flatten", graph.add("GlobalAveragePool", stages[-1]), axis=1)
-    outputs = {
-        "findings": _read(graph, stages, model),
-        "impression": _head(graph, pooled, "diagnosis_head"),
-        "pooled": pooled,
-    }
+    if model["kind"] == "imitate":
+        outputs = {"findings": _read(graph, stages, model), "impression": _head(graph, pooled, "diagnosis_head")}
+    else:
+        outputs = {section: _head(graph, pooled, "image_head") for section in model["sections"]}
+    outputs |= {"pooled": pooled}
     for name, value in outputs.items():
         graph.nodes.append(onnx.helper.make_node("Identity", [value], [name]))
     widths = dict.fromkeys(outputs, model["heads"]["features"]) | {"pooled": model["heads"]["image_width"]}
@@ -90,7 +89,9 @@ class _Graph:
         return self.constant(self.tensors[name], name=name)
 
     def norm(self, x: str, name: str) -> str:
-        """BatchNorm with running statistics."""
+        """BatchNorm with running statistics, where there is one."""
+        if f"{name}.running_mean" not in self.tensors:
+            return x
         mean = self.tensors[f"{name}.running_mean"]
         scale = self.tensors.get(f"{name}.weight", np.ones_like(mean))
         bias = self.tensors.get(f"{name}.bias", np.zeros_like(mean))
@@ -101,7 +102,8 @@ class _Graph:
     def linear(self, x: str, name: str) -> str:
         """Over the last axis of any rank."""
         kernel = self.constant(self.tensors[f"{name}.weight"].T, name=f"{name}.weight")
-        return self.add("Add", self.add("MatMul", x, kernel), self.weight(f"{name}.bias"))
+        product = self.add("MatMul", x, kernel)
+        return self.add("Add", product, self.weight(f"{name}.bias")) if f"{name}.bias" in self.tensors else product
 
     def conv(self, x: str, name: str, stride: int, kernel: np.ndarray | None = None) -> str:
         kernel = self.tensors[f"{name}.weight"] if kernel is None else kernel
@@ -147,7 +149,8 @@ def _block(graph: _Graph, x: str, name: str, stride: int, block: str) -> str:
 
 
 def _head(graph: _Graph, x: str, name: str) -> str:
-    x = graph.add("Relu", graph.norm(graph.linear(x, f"{name}.linear1"), f"{name}.norm1"))
+    if f"{name}.linear1.weight" in graph.tensors:
+        x = graph.add("Relu", graph.norm(graph.linear(x, f"{name}.linear1"), f"{name}.norm1"))
     return graph.norm(graph.linear(x, f"{name}.linear2"), f"{name}.norm2")
 
 

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -61,9 +61,10 @@ def describe_trunk(trunk: nn.Module) -> dict[str, Any]:
 
 
 def split(variables: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Variables of a method -> those of its trunk, and those of everything else."""
+    """Variables of a method -> those of its trunk, and those of its heads; a text tower is in neither."""
     trunk = {name: tree["trunk"] for name, tree in variables.items() if "trunk" in tree}
-    heads = {name: {k: v for k, v in tree.items() if k != "trunk"} for name, tree in variables.items()}
+    apart = ("trunk", "text_tower")
+    heads = {name: {k: v for k, v in tree.items() if k not in apart} for name, tree in variables.items()}
     return trunk, heads
 
 
@@ -82,8 +83,8 @@ def tensors(trained: Trained) -> tuple[Tensors, Tensors]:
 
 
 def heads_arch(method: str) -> str:
-    """The name table of a method's heads."""
-    return f"{method}_heads"
+    """The name table of a method's heads. Raises: ValueError listing the methods that can be exported."""
+    return f"{known(method).kind}_heads"
 
 
 def describe(trained: Trained) -> dict[str, Any]:
@@ -93,18 +94,48 @@ def describe(trained: Trained) -> dict[str, Any]:
     return {
         "format": 1,
         "method": config.method,
+        "kind": known(config.method).kind,
+        "sections": list(config.text.sections),
         "image": image,
         "trunk": describe_trunk(trunk_of(trained.model, trained.variables)),
-        **known(config.method)(trained),
+        **known(config.method).describe(trained),
         "text": {"pooling": trained.tower.pooling, "max_length": trained.tower.max_length},
     }
 
 
-def _imitate(trained: Trained) -> dict[str, Any]:
-    config, size = trained.config.model, trained.config.image.size
+class Exportable(NamedTuple):
+    """kind: the class in `modeling.py`, and the name table of the heads. describe: what `model.json` holds beside
+    trunk, image and text."""
+
+    kind: str
+    describe: Callable[[Trained], dict[str, Any]]
+
+
+def _embedding_shapes(trained: Trained) -> Any:
+    size = trained.config.image.size
     image = jax.ShapeDtypeStruct((1, 1, size, size, 1), "uint8")
     embed = lambda variables, image: trained.model.apply(variables, image, method="embed_image")  # noqa: E731
-    embedding = jax.eval_shape(embed, trained.variables, image)
+    return jax.eval_shape(embed, trained.variables, image)
+
+
+def _two_towers(trained: Trained) -> dict[str, Any]:
+    model = trained.config.model
+    return {
+        "heads": {
+            "features": model.features,
+            "image_width": _embedding_shapes(trained).pooled_BxVxC.shape[-1],
+            "image_hidden": model.head.image_hidden,
+            "text_width": trained.tower.width,
+            "text_hidden": model.head.text_hidden,
+            "bias": model.head.use_bias,
+            "norm": model.head.norm,
+        },
+        "logits": ["log_scale", *(["bias"] if "bias" in model.logits else [])] if "logits" in model else [],
+    }
+
+
+def _imitate(trained: Trained) -> dict[str, Any]:
+    config, embedding = trained.config.model, _embedding_shapes(trained)
     widths = [embedding.levels[stage].shape[-1] for stage in imitate.STAGES]
     draws = imitate.evaluation_channels(config.read, widths)
     return {
@@ -122,15 +153,17 @@ def _imitate(trained: Trained) -> dict[str, Any]:
     }
 
 
-# Method -> what `model.json` holds beside trunk, image and text.
-DESCRIBE: dict[str, Callable[[Trained], dict[str, Any]]] = {"imitate": _imitate}
+EXPORTABLE: dict[str, Exportable] = {
+    "imitate": Exportable("imitate", _imitate),
+    **dict.fromkeys(("clip", "convirt", "m_flag", "siglip"), Exportable("two_towers", _two_towers)),
+}
 
 
-def known(method: str) -> Callable[[Trained], dict[str, Any]]:
-    """The description of a method. Raises: ValueError listing the methods that can be exported."""
-    if method not in DESCRIBE:
-        raise ValueError(f"The method {method!r} cannot be exported yet. Known: {', '.join(sorted(DESCRIBE))}.")
-    return DESCRIBE[method]
+def known(method: str) -> Exportable:
+    """How a method is exported. Raises: ValueError listing the methods that can be."""
+    if method not in EXPORTABLE:
+        raise ValueError(f"The method {method!r} cannot be exported yet. Known: {', '.join(sorted(EXPORTABLE))}.")
+    return EXPORTABLE[method]
 
 
 def preprocessor(config: Any) -> dict[str, Any]:
@@ -162,7 +195,7 @@ def preprocessor(config: Any) -> dict[str, Any]:
 
 
 def write_text(folder: Path, tower: TextTower) -> None:
-    """The frozen text tower as a transformers folder: config.json, model.safetensors, tokenizer files."""
+    """The text tower as a transformers folder: config.json, model.safetensors, tokenizer files."""
     save_bert(folder, tower.config, tower.variables)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     write_json(folder / "config.json", config | {"pad_token_id": tower.tokenizer.pad_id, "torch_dtype": "float32"})

@@ -23,7 +23,7 @@ def from_torch_names(
             (`encoder.layer.0...`) and those in memory (`layers.0...`). `num_batches_tracked` and `position_ids` are
             dropped; so is a tied decoder that equals the word table.
         arch: 'resnet', 'bert', 'bert_masked_lm', 'vit_transformers', 'vit_timm', or the heads of a method, all but its
-            trunk: 'imitate_heads'.
+            trunk and text tower: 'imitate_heads', 'two_towers_heads'.
         like: variables of the target model, arrays or `jax.ShapeDtypeStruct` (from `jax.eval_shape`): its shapes.
         ignore: regular expressions of (canonical) torch names that may be left over, e.g. r'fc\\..*'.
 
@@ -186,4 +186,5 @@ _CANONICAL: dict[str, Callable[[Mapping[str, np.ndarray]], Tensors]] = {
     "vit_transformers": _canonical_vit_transformers,
     "vit_timm": _canonical_vit_timm,
     "imitate_heads": _without_counters,
+    "two_towers_heads": _without_counters,
 }

@@ -134,6 +134,12 @@ IMITATE_HEADS = [
     *_projection_head("text_head", "text_head"),
 ]
 
+TWO_TOWERS_HEADS = [
+    *_dense(r"(image|text)_head/linear(\d)", "{0}_head.linear{1}"),
+    *_batch_norm(r"(image|text)_head/norm(\d)", "{0}_head.norm{1}"),
+    Row("params/logits/(log_scale|bias)", "logits.{0}"),
+]
+
 TABLES: dict[str, list[Row]] = {
     "resnet": RESNET,
     "bert": BERT,
@@ -141,6 +147,7 @@ TABLES: dict[str, list[Row]] = {
     "vit_transformers": VIT_TRANSFORMERS,
     "vit_timm": VIT_TIMM,
     "imitate_heads": IMITATE_HEADS,
+    "two_towers_heads": TWO_TOWERS_HEADS,
 }
 
 

@@ -53,7 +53,7 @@ def save_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray], metada
     """Writes named arrays to a `.safetensors` file, bit-exact, replacing it only when complete."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {name: np.ascontiguousarray(np.asarray(array)) for name, array in tensors.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     partial = path.with_name(path.name + ".tmp")
     save_file(arrays, partial, metadata={"format": "pt", **(metadata or {})})
     partial.replace(path)

@@ -1,6 +1,7 @@
 """Projection heads: from a tower's features to the space where images and texts meet."""
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -19,37 +20,62 @@ def symmetric_uniform(bound: float) -> nn.initializers.Initializer:
     return init
 
 
-class Linear(nn.Module):
-    """Dense layer initialised as torch does: weight and bias uniform within 1/sqrt(inputs).
+def inverse_root(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    """Normal with variance 1 / inputs: the projections of CLIP (arXiv 2103.00020)."""
+    return jax.random.normal(key, shape, dtype) / math.sqrt(shape[0])
 
-    Attributes: features: output width. dtype: compute type; parameters stay float32.
+
+# Name -> initialiser of a linear layer's kernel; its bias is zero. `torch` is the default of torch's Linear, bias too.
+INITS = {
+    "torch": None,
+    "kaiming_fan_out": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+    "inverse_root": inverse_root,
+}
+
+
+class Linear(nn.Module):
+    """Dense layer, initialised as torch does unless told otherwise: weight and bias uniform within 1/sqrt(inputs).
+
+    Attributes: features: output width. dtype: compute type; parameters stay float32. use_bias: whether there is one.
+      init: one of `INITS`. Raises: ValueError for another.
     """
 
     features: int
     dtype: jnp.dtype = jnp.float32
+    use_bias: bool = True
+    init: str = "torch"
 
     @nn.compact
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
-        init = symmetric_uniform(1.0 / math.sqrt(x.shape[-1]))
-        kernel = self.param("kernel", init, (x.shape[-1], self.features))
-        bias = self.param("bias", init, (self.features,))
-        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+        if self.init not in INITS:
+            raise ValueError(f"Unknown initialisation {self.init!r}. Choose one of {', '.join(INITS)}.")
+        uniform = symmetric_uniform(1.0 / math.sqrt(x.shape[-1]))
+        kernel = self.param("kernel", INITS[self.init] or uniform, (x.shape[-1], self.features))
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", uniform if self.init == "torch" else nn.initializers.zeros, (self.features,))
+        return y + bias.astype(self.dtype)
 
 
 class ProjectionHead(nn.Module):
-    """Linear, BatchNorm, ReLU, Linear, BatchNorm without affine parameters.
+    """Linear, BatchNorm, ReLU, Linear, BatchNorm without affine parameters; or less of it.
 
     Attributes:
-      hidden, features: widths.
-      norm: fields of `BatchNorm` (scope, group_size, views, ...).
+      hidden, features: widths. `hidden=0`: one linear layer.
+      norm: fields of `BatchNorm` (scope, group_size, views, ...); None: no norms.
       dtype: compute type; statistics are float32.
-    Source: cheliu-computation/IMITATE-TMI2024@cd1c575, the three projection heads.
+      use_bias, init: of the linear layers.
+    Source: cheliu-computation/IMITATE-TMI2024@cd1c575, the three projection heads; without norms
+      philip-mueller/lovt@f548985, ConVIRT; one layer without bias rajpurkarlab/CheXzero@5c341db.
     """
 
     hidden: int
     features: int
-    norm: dict
+    norm: dict | None
     dtype: jnp.dtype = jnp.float32
+    use_bias: bool = True
+    init: str = "torch"
 
     @nn.compact
     def __call__(
@@ -66,14 +92,21 @@ class ProjectionHead(nn.Module):
           lets through what it would for these features, which makes the head linear around them: outputs of parts
           whose mean is `gates_of_NxI` have the head's output for it as their mean.
         """
-        linear1 = Linear(self.hidden, dtype=self.dtype, name="linear1")
-        norm1 = BatchNorm(**self.norm, dtype=self.dtype, name="norm1")
-        x = norm1(linear1(x_NxI), train=train, valid_N=valid_N)
-        if gates_of_NxI is None:
-            x = nn.relu(x)
-        else:
-            x = jnp.where(norm1(linear1(gates_of_NxI), train=False) > 0, x, 0)
-        x = Linear(self.features, dtype=self.dtype, name="linear2")(x)
-        affine_free = {**self.norm, "use_scale": False, "use_bias": False}
-        x = BatchNorm(**affine_free, dtype=self.dtype, name="norm2")(x, train=train, valid_N=valid_N)
+        layer = {"dtype": self.dtype, "use_bias": self.use_bias, "init": self.init}
+        x = x_NxI
+        if self.hidden:
+            linear1 = Linear(self.hidden, **layer, name="linear1")
+            norm1 = self._norm("norm1")
+            x = norm1(linear1(x), train=train, valid_N=valid_N)
+            if gates_of_NxI is None:
+                x = nn.relu(x)
+            else:
+                x = jnp.where(norm1(linear1(gates_of_NxI), train=False) > 0, x, 0)
+        x = Linear(self.features, **layer, name="linear2")(x)
+        x = self._norm("norm2", use_scale=False, use_bias=False)(x, train=train, valid_N=valid_N)
         return x.astype(jnp.float32)
+
+    def _norm(self, name: str, **fields: bool) -> Callable[..., Array]:
+        if self.norm is None:
+            return lambda x, **_: x
+        return BatchNorm(**{**self.norm, **fields}, dtype=self.dtype, name=name)

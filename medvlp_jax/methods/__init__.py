@@ -3,23 +3,33 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from medvlp_jax.methods import imitate
+from medvlp_jax.methods import clip, convirt, imitate, m_flag, siglip
 
 
 class Method(NamedTuple):
     """What the trainer knows of a method.
 
-    build(config): the Linen module; its `__call__(batch, train=...)` returns every array the loss needs, and it offers
-      `embed_image(image, train=...)` and `embed_text(batch, train=...)` to evaluators.
+    build(config, bert): the Linen module; its `__call__(batch, train=...)` returns every array the loss needs, and it
+      offers `embed_image(image, train=...)` and `embed_text(batch, train=...)` to evaluators. `bert` is the shape of a
+      text tower that is trained (`config.text.trained`), BERT-base when omitted; it then is `text_tower` of the module.
     loss(embeddings, batch, config, epoch, sweep): scalar float32 and a dict of named float32 terms; `sweep` says how
       losses over all pairs are tiled.
     """
 
-    build: Callable[[Any], Any]
+    build: Callable[..., Any]
     loss: Callable[..., tuple[Any, dict[str, Any]]]
 
 
-METHODS: dict[str, Method] = {"imitate": Method(imitate.build, imitate.loss)}
+METHODS: dict[str, Method] = {
+    name: Method(module.build, module.loss)
+    for name, module in {
+        "clip": clip,
+        "convirt": convirt,
+        "imitate": imitate,
+        "m_flag": m_flag,
+        "siglip": siglip,
+    }.items()
+}
 
 
 def get(name: str) -> Method:

@@ -1,5 +1,8 @@
 """What every method's towers return: the only things evaluators see."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from flax import struct
 from jaxtyping import Array, Float
 
@@ -26,3 +29,8 @@ class TextEmbedding:
     """One text tower pass: vectors per section, same spaces as `ImageEmbedding.aligned`. B×D each."""
 
     aligned: dict[str, Float[Array, "B D"]]
+
+
+def default_section(regions: Mapping[str, Any], aligned: Mapping[str, Any]) -> str:
+    """The text section whose space scores and maps use unless told otherwise: one with image regions, else the last."""
+    return next(iter(regions), "") or list(aligned)[-1]

@@ -34,15 +34,18 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-from medvlp_jax.encoders.resnet import ResNet
+from medvlp_jax.encoders.bert import BertConfig
 from medvlp_jax.layers.channel_tokens import ChannelAttention, channel_tokens, sample_channels, shrink_maps
 from medvlp_jax.layers.heads import ProjectionHead
 from medvlp_jax.losses.clinical_prior import prior_targets
 from medvlp_jax.losses.contrastive import contrastive
 from medvlp_jax.losses.schedules import Sweep
+from medvlp_jax.methods import towers
 from medvlp_jax.methods.embeddings import ImageEmbedding, TextEmbedding
+from medvlp_jax.methods.groups import grouped, taking_part
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
+SECTIONS = ("findings", "impression")
 DUPLICATES = ("mask", "negative")
 
 
@@ -96,16 +99,8 @@ class Imitate(nn.Module):
     def setup(self):
         model, views = self.model, self.image.views
         dtype = jnp.dtype(model.dtype)
-        norm = {"stats_scope": model.bn.scope, "group_size": model.bn.group_size, "momentum": model.bn.momentum}
-        trunk = {name: value for name, value in model.trunk.items() if name != "weights"}
-        self.trunk = ResNet(
-            **trunk,
-            bn_scope=model.bn.scope,
-            bn_group_size=model.bn.group_size,
-            bn_momentum=model.bn.momentum,
-            bn_views=views,
-            dtype=dtype,
-        )
+        norm = towers.batch_norm(model)
+        self.trunk = towers.trunk(model, views)
         self.read = ReadBranch(model.read, model.features, {**norm, "views": views * model.read.draws}, dtype)
         self.diagnosis_head = ProjectionHead(model.diagnosis_hidden, model.features, {**norm, "views": views}, dtype)
         self.text_head = ProjectionHead(model.text_hidden, model.features, norm, dtype)
@@ -119,10 +114,8 @@ class Imitate(nn.Module):
         read_BxVxPxD, diagnosis_BxVxD, levels = self._image(image_BxVxHxWx1, train)
         batch, views = image_BxVxHxWx1.shape[:2]
         aligned = {"findings": jnp.mean(read_BxVxPxD, axis=2), "impression": diagnosis_BxVxD}
+        regions = {"impression": towers.regions(self.diagnosis_head, levels, (batch, views))}
         pooled_NxC = levels.pop("pooled")
-        place_NxhxwxC = levels["stage4"].astype(jnp.float32)
-        region_NxhxwxD = self.diagnosis_head(place_NxhxwxC, train=False, gates_of_NxI=pooled_NxC[:, None, None])
-        regions = {"impression": region_NxhxwxD.reshape(batch, views, *region_NxhxwxD.shape[1:])}
         return ImageEmbedding(aligned, pooled_NxC.reshape(batch, views, -1), levels, regions)
 
     def embed_text(self, batch: dict[str, Array], *, train: bool = False) -> TextEmbedding:
@@ -130,7 +123,7 @@ class Imitate(nn.Module):
         return TextEmbedding(
             {
                 section: self.text_head(batch[f"{section}_embedding"], train=train, valid_N=batch[f"has_{section}"])
-                for section in ("findings", "impression")
+                for section in SECTIONS
             }
         )
 
@@ -148,9 +141,7 @@ class Imitate(nn.Module):
 
     def _image(self, image_BxVxHxWx1: Array, train: bool):
         batch, views = image_BxVxHxWx1.shape[:2]
-        pixels_NxHxWxC = normalize(image_BxVxHxWx1, self.image.mean, self.image.std)
-        pixels_NxHxWxC = pixels_NxHxWxC.reshape(batch * views, *pixels_NxHxWxC.shape[2:])
-        levels = self.trunk(pixels_NxHxWxC.astype(self.model.dtype), train=train)
+        levels = self.trunk(towers.pixels(image_BxVxHxWx1, self.image, self.model.dtype), train=train)
         diagnosis_BxVxD = self.diagnosis_head(levels["pooled"], train=train).reshape(batch, views, -1)
         return self._read(levels, batch, views, train), diagnosis_BxVxD, dict(levels)
 
@@ -184,15 +175,14 @@ def evaluation_channels(read: Any, widths: Sequence[int]) -> list[tuple[Array, .
     return [draw_channels(read, widths, key, 0, draw) for draw in range(read.eval_draws)]
 
 
-def build(config: Any) -> Imitate:
-    """The module for a full run config (`configs/imitate.py`)."""
+def build(config: Any, bert: BertConfig | None = None) -> Imitate:
+    """The module for a full run config (`configs/imitate.py`). Raises: ValueError for a text tower that is trained."""
+    if config.text.trained or tuple(config.text.sections) != SECTIONS:
+        raise ValueError(
+            f"text.trained={config.text.trained}, text.sections={tuple(config.text.sections)}: IMITATE's text tower is "
+            f"frozen and reads {' and '.join(SECTIONS)}. Leave both as configs/imitate.py has them."
+        )
     return Imitate(model=config.model, image=config.image)
-
-
-def normalize(image: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Array, "... C"]:
-    """uint8 grey [..., 1] -> float32 [..., C], `(x / 255 - mean) / std`, one output channel per statistic."""
-    scaled = image.astype(jnp.float32) / 255.0
-    return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 
 def read_weight(epoch: Array, *, hold: int = 30, stop: int = 50) -> Float[Array, ""]:
@@ -226,21 +216,8 @@ def loss(
     cfg, sweep = config.loss, sweep or Sweep()
     if cfg.duplicates not in DUPLICATES:
         raise ValueError(f"loss.duplicates={cfg.duplicates!r} is unknown. Choose one of {', '.join(DUPLICATES)}.")
-    used = {k: batch[k] for k in ("has_findings", "has_impression", "findings_hash", "impression_hash")}
-    if "_mask" in batch:  # evaluation batches end in padding, which takes part in nothing
-        used = {k: v & batch["_mask"] if k.startswith("has_") else v for k, v in used.items()}
-        used["_mask"] = batch["_mask"]
-    if cfg.group_size and sweep.schedule != "dense":
-        raise ValueError(
-            f"loss.group_size={cfg.group_size} with loss.schedule={sweep.schedule!r}: groups are small, their loss is "
-            "dense. Use loss.schedule='dense', or loss.group_size=0 for one loss over the batch."
-        )
-    if cfg.group_size:
-        grouped = jax.tree.map(lambda x: _in_groups(x, cfg.group_size), (embeddings, used))
-        terms = jax.vmap(lambda e, b: _terms(e, b, cfg, sweep))(*grouped)
-        terms = {name: jnp.mean(value) for name, value in terms.items()}
-    else:
-        terms = _terms(embeddings, used, cfg, sweep)
+    used = taking_part(batch, SECTIONS)
+    terms = grouped(lambda e, b: _terms(e, b, cfg, sweep), embeddings, used, cfg.group_size, sweep)
     mu = read_weight(epoch, hold=cfg.mu_hold, stop=cfg.mu_stop)
     total = terms["diagnosis"] + mu * terms["read"]
     if "view_read" in terms:
@@ -277,12 +254,3 @@ def _terms(embeddings: Embeddings, batch: dict[str, Array], cfg: Any, sweep: Swe
         terms["view_diagnosis"] = 2.0 * contrastive(*diagnosis, targets=targets, **view)
         terms["view_read"] = 2.0 * contrastive(read[0][:, -1], read[1][:, -1], **view)
     return terms
-
-
-def _in_groups(x: Array, size: int) -> Array:
-    if x.shape[0] % size:
-        raise ValueError(
-            f"loss.group_size={size} does not divide the batch of {x.shape[0]}. Use a batch size that is a multiple of "
-            f"{size}, or loss.group_size=0 for one group."
-        )
-    return x.reshape(x.shape[0] // size, size, *x.shape[1:])

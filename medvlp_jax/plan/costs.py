@@ -52,6 +52,7 @@ class Lowered(NamedTuple):
     """
 
     step: jax.stages.Lowered
+    model: Any
     target: dict[str, Any]
     frozen: Any
     batch: dict[str, Any]
@@ -69,9 +70,11 @@ def lower_step(config: Any, mesh: Any, *, text_width: int, examples: int, say: S
     sharding.check_batch(config.batch_size, mesh, parts=config.micro_batches)
     total_steps = max(build.steps_of(config, examples), config.optimizer.warmup_steps + 1)
     method = methods.get(config.method)
-    model, tx = method.build(config), optim.optimizer(config.optimizer, total_steps)
-    tower = None if config.text.cache else text_tower.outline(config, say)
-    width = tower.width if tower else text_width
+    outline = None if config.text.cache else text_tower.outline(config, say)
+    tower = None if config.text.trained else outline  # one that is trained is a part of the model
+    model = method.build(config, outline.config if outline else None)
+    tx = optim.optimizer(config.optimizer, total_steps)
+    width = outline.width if outline else text_width
     target = steps.sharded_state(model, tx, build.batch_shapes(config, width), config.seed, mesh)[1]
     batch = batch_structs(config, width, tokens=tower is not None)
     whole = sharding.replicated(mesh)
@@ -89,7 +92,7 @@ def lower_step(config: Any, mesh: Any, *, text_width: int, examples: int, say: S
         sweep=build.pair_sweep(config, mesh)[0],
     )
     lowered = steps.compile_train_step(step, target, mesh).lower(target, frozen, batch)
-    return Lowered(lowered, target, frozen, batch, tower)
+    return Lowered(lowered, model, target, frozen, batch, tower)
 
 
 def batch_structs(config: Any, text_width: int, *, tokens: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
@@ -98,7 +101,7 @@ def batch_structs(config: Any, text_width: int, *, tokens: bool = False) -> dict
     shapes = {
         name: struct((size, *one.shape[1:]), one.dtype) for name, one in build.batch_shapes(config, text_width).items()
     }
-    for section in steps.SECTIONS:
+    for section in config.text.sections:
         shapes[f"{section}_hash"] = struct((size,), "int32")
         if tokens:
             del shapes[f"{section}_embedding"]
@@ -109,8 +112,7 @@ def batch_structs(config: Any, text_width: int, *, tokens: bool = False) -> dict
 
 def jaxprs(config: Any, lowered: Lowered) -> tuple[Any, Any]:
     """For counting: the loss of a global batch from text vectors, dense and in one piece, and the text tower."""
-    method = methods.get(config.method)
-    model = method.build(config)
+    method, model = methods.get(config.method), lowered.model
     text = jax.make_jaxpr(lambda frozen, batch: steps.with_text_vectors(batch, lowered.tower, frozen))
     vectors = batch_structs(config, lowered.tower.width) if lowered.tower else lowered.batch
     variables = jax.eval_shape(lambda: steps.init_variables(model, vectors, config.seed))

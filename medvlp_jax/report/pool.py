@@ -10,12 +10,12 @@ from medvlp_jax import build
 from medvlp_jax.data.labels import CHEXPERT_LABELS
 from medvlp_jax.data.preprocess import decode_grey
 from medvlp_jax.data.records import RecordSource, text_hash
-from medvlp_jax.data.sections import apply_policy
+from medvlp_jax.data.sections import study_texts
 from medvlp_jax.data.text_cache import TextCache
 from medvlp_jax.evaluators import prompts
-from medvlp_jax.evaluators.context import default_section
 from medvlp_jax.evaluators.pair_scores import pair_scores
 from medvlp_jax.heatmap import similarity_map, unit
+from medvlp_jax.methods.embeddings import default_section
 from medvlp_jax.trained import Trained
 
 SIZE = 1000  # records at most, the first of the split
@@ -88,9 +88,8 @@ def embed(run: Trained, source: RecordSource, *, say: Callable[[str], None]) -> 
 
 def _texts(run: Trained, source: RecordSource, records: Sequence[dict[str, Any]]) -> dict[str, tuple[NDArray, ...]]:
     """Per section: vectors N×D of the records' own texts, whether they have one, and the hash of the text or -1."""
-    policy = run.config.text.missing
-    rows = [apply_policy(record["findings"], record["impression"], policy) for record in records]
-    sections = [name.removeprefix("has_") for name in rows[0] if name.startswith("has_")]
+    rule, sections = run.config.text, tuple(run.config.text.sections)
+    rows = [study_texts(record, rule.missing, tuple(rule.report)) for record in records]
     texts = sorted({row[section] for row in rows for section in sections})
     folder = build.text_cache_folder(run.config, run.tower, source)
     if (folder / "complete").exists():
@@ -101,7 +100,7 @@ def _texts(run: Trained, source: RecordSource, records: Sequence[dict[str, Any]]
     aligned = run.text_head(run.variables, frozen).aligned
     place = {text: i for i, text in enumerate(texts)}
     found = {}
-    for section in (name for name in sections if name in aligned):
+    for section in sections:
         has_N = np.array([bool(row[f"has_{section}"]) for row in rows])
         vector_NxD = np.asarray(aligned[section])[[place[row[section]] for row in rows]]
         hash_N = np.array([text_hash(row[section]) if has else -1 for row, has in zip(rows, has_N, strict=True)])

@@ -209,6 +209,37 @@ def test_section_policies_decide_what_is_encoded():
     assert longest["impression_hash"] == longest["findings_hash"]
 
 
+def test_the_report_is_a_text_of_its_own():
+    parts = "report=('impression', 'findings')"
+    both = record(findings="Clear lungs.", impression="Normal.")
+    example = build(f"sections('mask', {parts})|tokenize(6, 'report')", tokenizer=Words())(both, rng())
+    assert example["report_ids"].tolist() == [7, 5, 6, 0, 0, 0]  # Normal. Clear lungs.
+    assert {name for name in example if name.endswith("_ids")} == {"report_ids"}
+    assert example["has_report"]
+    assert set(example) <= set(preprocess.BATCH_FIELDS)
+    one = build(f"sections('mask', {parts})|cached_text('report')", text_cache=Vectors())(record(), rng())
+    assert one["report_embedding"][0] == len("The lungs are  clear.")
+    none = build(f"sections('mask', {parts})")(record(findings=""), rng())
+    assert not none["has_report"]
+    written = build("sections('mask', report=('report',))|sentence('report')|keep('report')")
+    assert written(record(report="FINDINGS: clear."), rng()) == {"report": "FINDINGS: clear."}
+    assert "report_hash" not in build("sections('mask')")(both, rng())
+    with pytest.raises(ValueError, match=r"Unknown part 'history' of a report. Choose of findings, impression, report"):
+        build("sections('mask', report=('history',))")
+    with pytest.raises(ValueError, match=r"unknown text 'reprot'. Choose of findings, impression, report"):
+        build("sentence('reprot')")
+
+
+def test_a_sentence_is_drawn_anew():
+    run = build("sections('mask', report=('findings', 'impression'))|sentence('report')|keep('report', 'has_report')")
+    several = record(findings="Heart is normal. Lungs are clear.", impression="No effusion.")
+    drawn = [run(several, np.random.default_rng(seed))["report"] for seed in range(60)]
+    assert set(drawn) == {"Heart is normal.", "Lungs are clear.", "No effusion."}
+    assert min(drawn.count(text) for text in set(drawn)) > 8
+    empty = run(record(findings=" "), rng())
+    assert (empty["report"], empty["has_report"]) == ("", False)
+
+
 def test_equal_text_has_equal_hash():
     run = build("sections('mask')")
     one = run(record(findings="Lungs\n are CLEAR."), rng())

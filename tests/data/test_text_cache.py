@@ -198,3 +198,17 @@ def test_cache_serves_what_the_pipeline_looks_up(tmp_path):
             example = run(record, np.random.default_rng(0))
             assert example["findings_embedding"].shape == (3,)
             assert example["impression_embedding"].dtype == np.float32
+
+
+def test_cache_serves_reports_and_their_sentences(tmp_path):
+    records = [
+        {"findings": "Clear lungs. Normal heart.", "impression": "Effusion."},
+        {"findings": "", "impression": ""},
+    ]
+    parts = ("findings", "impression")
+    cache = build(tmp_path, section_texts(records, "mask", ("report",), report=parts, sentences=True))
+    assert len(cache) == 5  # the report, its three sentences, and nothing
+    ops = f"sections('mask', report={parts})|sentence('report')|cached_text('report')"
+    run = preprocess.build(ops, text_cache=cache)
+    for record in records:
+        assert run({**record, "has_report": True}, np.random.default_rng(0))["report_embedding"].shape == (3,)

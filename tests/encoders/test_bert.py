@@ -152,8 +152,9 @@ def test_pooling():
     mask = jnp.asarray([[1, 1, 0], [0, 0, 0]])
     np.testing.assert_array_equal(pool(hidden, mask, "cls"), hidden[:, 0])
     np.testing.assert_array_equal(pool(hidden, mask, "mean"), [[1, 2], [0, 0]])
-    with pytest.raises(ValueError, match=r"how='max'.*'cls' or 'mean'"):
-        pool(hidden, mask, "max")
+    np.testing.assert_array_equal(pool(-hidden, mask, "max"), [[0, -1], [0, 0]])
+    with pytest.raises(ValueError, match=r"how='sum'.*'cls', 'mean' or 'max'"):
+        pool(hidden, mask, "sum")
 
 
 def test_config_round_trip_and_refusals(tmp_path):

@@ -1,12 +1,12 @@
 """A run folder of random weights, made without training."""
 
 import ast
+import importlib
 
 import jax
 import numpy as np
 import tiny
 
-from configs import imitate
 from medvlp_jax import methods
 from medvlp_jax import step as steps
 from medvlp_jax.build import batch_shapes
@@ -26,9 +26,9 @@ def fill(shapes, seed=0):
     return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
-def tiny_config(data, **more):
-    config = imitate.get_config("demo")
-    fields = tiny.overrides(data, **{"model.read.eval_draws": 2, **more})
+def tiny_config(data, method="imitate", **more):
+    config = importlib.import_module(f"configs.{method}").get_config("demo")
+    fields = tiny.overrides(data, **({"model.read.eval_draws": 2} if method == "imitate" else {}), **more)
     with config.unlocked():
         for name, value in fields.items():
             node, last = config, name.split(".")[-1]
@@ -38,8 +38,8 @@ def tiny_config(data, **more):
     return config
 
 
-def shapes_of(config, width=16):
-    model = methods.get(config.method).build(config)
+def shapes_of(config, width=16, bert=None):
+    model = methods.get(config.method).build(config, bert)
     return jax.eval_shape(lambda: steps.init_variables(model, batch_shapes(config, width), 0))
 
 

@@ -1,38 +1,61 @@
-"""Sixteen pairs are learnt by heart: every image finds its text, every text its image, in both sections."""
+"""Sixteen pairs are learnt by heart: every image finds its text, every text its image."""
+
+import importlib
 
 import cv2
 import jax
 import numpy as np
 import pytest
 
-from configs import imitate as imitate_config
 from medvlp_jax import methods, optim
 from medvlp_jax import step as steps
+from medvlp_jax.encoders.bert import BertConfig
 from medvlp_jax.evaluators import retrieval
 from tests.evaluators import fake
 
 PAIRS = 16
+BERT = BertConfig(
+    vocab_size=40,
+    hidden_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=32,
+    max_position_embeddings=16,
+    initializer_range=0.5,
+)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["fixed", "released"])
-def test_sixteen_pairs_reach_perfect_retrieval(preset):
-    config = imitate_config.get_config(f"demo,preset={preset}").unlock()
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        ("imitate", "fixed"),
+        ("imitate", "released"),
+        *((name, "fixed") for name in ("clip", "convirt", "m_flag", "siglip")),
+    ],
+)
+def test_sixteen_pairs_reach_perfect_retrieval(name, preset):
+    config = importlib.import_module(f"configs.{name}").get_config(f"demo,preset={preset}").unlock()
     config.image.size, config.batch_size = 64, PAIRS
     config.model.trunk.widths = (8, 8, 16, 16)
     config.model.features = 32
     config.loss.group_size = config.model.bn.group_size = PAIRS if preset == "released" else 0
+    config.text.max_length = 12
+    config.optimizer.rates = ()
     config.lock()
     rng = np.random.default_rng(0)
     image_BxHxW = [cv2.resize(rng.integers(0, 256, (6, 6)).astype(np.uint8), (64, 64)) for _ in range(PAIRS)]
-    image_BxVxHxWx1 = np.repeat(np.stack(image_BxHxW)[:, None, ..., None], 2, axis=1)
-    batch = {"image": image_BxVxHxWx1}
-    for section in steps.SECTIONS:
-        batch[f"{section}_embedding"] = rng.normal(size=(PAIRS, 24)).astype(np.float32)
+    batch = {"image": np.repeat(np.stack(image_BxHxW)[:, None, ..., None], config.image.views, axis=1)}
+    for section in config.text.sections:
+        if config.text.trained:
+            batch[f"{section}_ids"] = rng.integers(5, 40, (PAIRS, 12)).astype(np.int32)
+            batch[f"{section}_mask"] = np.ones((PAIRS, 12), bool)
+        else:
+            batch[f"{section}_embedding"] = rng.normal(size=(PAIRS, 24)).astype(np.float32)
         batch[f"has_{section}"] = np.ones(PAIRS, bool)
         batch[f"{section}_hash"] = np.arange(PAIRS, dtype=np.int32)
-    method = methods.get("imitate")
-    model, tx = method.build(config), optim.optimizer(config.optimizer, 200)
+    method = methods.get(name)
+    model, tx = method.build(config, BERT), optim.optimizer(config.optimizer, 200)
     state = jax.jit(lambda: steps.init_state(model, tx, batch, 0))()
     train_step = jax.jit(steps.make_train_step(model, method, tx, config, examples=PAIRS), donate_argnums=0)
     losses = []
@@ -47,6 +70,6 @@ def test_sixteen_pairs_reach_perfect_retrieval(preset):
     text = {section: np.asarray(x_BxD) for section, x_BxD in text.items()}
     fields = {name: x for name, x in batch.items() if name.startswith("has_") or name.endswith("_hash")}
     scores = fake.values(retrieval.run(fake.context({"test": fake.features(image, text, **fields)}, resamples=40)))
-    for section in steps.SECTIONS:
+    for section in config.text.sections:
         for direction in ("image_to_text", "text_to_image"):
             assert scores[f"retrieval/{section}/{direction}_R@1"] == 100.0, scores

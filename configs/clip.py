@@ -1,0 +1,70 @@
+"""CLIP (arXiv 2103.00020) on chest X-rays: the whole report against the image, learnt temperature, both towers trained.
+
+Full recipe:  python -m medvlp_jax.main --config configs/clip.py --workdir runs/clip
+              MIMIC-CXR, ResNet-50 at 224 px from ImageNet weights, Bio_ClinicalBERT trained along.
+Without data: python -m medvlp_jax.main --config configs/clip.py:demo --workdir runs/clip
+              phantoms, a narrow ResNet at 96 px and a small BERT, two CPU cores.
+
+Arguments (comma separated behind the colon): `demo`, `small`, `preset=released`, `data=NAME` as in configs/imitate.py.
+"""
+
+from configs import common
+
+
+def get_config(arg=None):
+    """The locked config of one run."""
+    arg = common.arguments(arg)
+    config = common.of_method("clip", arg)
+    model(config)
+    recipe(config)
+    if arg.preset == "released":
+        released(config)
+    if arg.demo or arg.small:
+        common.small_text(config)
+    return config.lock()
+
+
+def model(config):
+    """Two towers with a matrix each, one learnt scale."""
+    config.model = dict(
+        features=512,
+        head=dict(image_hidden=0, text_hidden=0, use_bias=False, init="inverse_root", norm=False),
+        logits=dict(temperature=0.07, highest=100.0),
+    )
+    common.resnet50(config)
+    common.trained_text(config)
+    config.text.sections = ("report",)
+    config.loss = dict(duplicates="mask", group_size=0)
+
+
+def recipe(config):
+    """Optimiser, schedule and augmentation of the `fixed` preset."""
+    config.epochs = 20
+    config.batch_size = 128
+    config.image.views = 1
+    config.image.augment = "decode|views({views}, size={size}, crop_from=256, rotate=15, contrast=0.2)"
+    config.image.evaluate = "decode|center({size}, crop_from=256)"
+    config.optimizer.learning_rate = 5e-5
+    config.optimizer.warmup_steps = 500
+    config.optimizer.clip_norm = 1.0
+
+
+def released(config):
+    """What the public code computed; each line is one documented difference (see medvlp_jax/methods/clip.py)."""
+    config.epochs = 4
+    config.batch_size = 16
+    config.text.sections = ("impression",)
+    config.text.missing = "placeholder"
+    config.text.max_length = 77
+    config.image.mean, config.image.std = (0.39799,) * 3, (0.32721,) * 3
+    config.image.augment = "decode|center({size})"
+    config.image.evaluate = "decode|center({size})"
+    config.loss.duplicates = "negative"
+    common.groups(config, 16)
+    config.model.logits.highest = 0.0
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.schedule = "constant"
+    config.optimizer.warmup_steps = 0
+    config.optimizer.clip_norm = 0.0

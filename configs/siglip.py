@@ -1,0 +1,65 @@
+"""SigLIP (arXiv 2303.15343) on chest X-rays: pairwise sigmoid loss, learnt scale and bias, both towers trained.
+
+Full recipe:  python -m medvlp_jax.main --config configs/siglip.py --workdir runs/siglip
+              MIMIC-CXR, ResNet-50 at 224 px from ImageNet weights, Bio_ClinicalBERT trained along, batch 1024.
+Without data: python -m medvlp_jax.main --config configs/siglip.py:demo --workdir runs/siglip
+              phantoms, a narrow ResNet at 96 px and a small BERT, two CPU cores.
+
+Arguments (comma separated behind the colon): `demo`, `small`, `preset=released`, `data=NAME` as in configs/imitate.py.
+"""
+
+from configs import common
+
+
+def get_config(arg=None):
+    """The locked config of one run."""
+    arg = common.arguments(arg)
+    config = common.of_method("siglip", arg)
+    model(config)
+    recipe(config)
+    if arg.preset == "released":
+        released(config)
+    if arg.demo or arg.small:
+        common.small_text(config)
+    return config.lock()
+
+
+def model(config):
+    """Two towers with a linear layer each, learnt scale and bias."""
+    config.model = dict(
+        features=512,
+        head=dict(image_hidden=0, text_hidden=0, use_bias=True, init="inverse_root", norm=False),
+        logits=dict(temperature=0.1, highest=0.0, bias=-10.0),
+    )
+    common.resnet50(config)
+    common.trained_text(config)
+    config.text.sections = ("report",)
+    config.loss = dict(duplicates="mask", group_size=0)
+
+
+def recipe(config):
+    """Optimiser, schedule and augmentation of the `fixed` preset."""
+    config.epochs = 20
+    config.batch_size = 1024
+    config.image.views = 1
+    config.image.augment = "decode|views({views}, size={size}, crop_from=256, rotate=15, contrast=0.2)"
+    config.image.evaluate = "decode|center({size}, crop_from=256)"
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.warmup_steps = 200
+    config.optimizer.clip_norm = 1.0
+
+
+def released(config):
+    """What the public code computed; each line is one documented difference (see medvlp_jax/methods/siglip.py)."""
+    config.total_steps = 5000
+    config.batch_size = 512
+    config.text.max_length = 16
+    config.image.augment = "decode|views({views}, size={size}, crop_from=256, hflip=0.5)"
+    config.loss.duplicates = "negative"
+    config.model.logits.bias = -2.71
+    config.model.bn.scope = "frozen"
+    config.optimizer.rates = ("trunk/.*=0",)
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.decay_mask = "all"
+    config.optimizer.warmup_steps = 150

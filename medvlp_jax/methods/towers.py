@@ -1,0 +1,58 @@
+"""What towers of several methods are made of: pixels to a trunk's levels and regions, tokens to text vectors."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from medvlp_jax.encoders.bert import Bert, at_shortest_length, pool
+from medvlp_jax.encoders.resnet import ResNet
+
+
+def batch_norm(model: Any) -> dict[str, Any]:
+    """The fields of `layers.norm.BatchNorm` that `config.model.bn` holds."""
+    return {"stats_scope": model.bn.scope, "group_size": model.bn.group_size, "momentum": model.bn.momentum}
+
+
+def trunk(model: Any, views: int) -> ResNet:
+    """The image trunk of `config.model`, unbound."""
+    fields = {name: value for name, value in model.trunk.items() if name != "weights"}
+    norm = {f"bn_{name.removeprefix('stats_')}": value for name, value in batch_norm(model).items()}
+    return ResNet(**fields, **norm, bn_views=views, dtype=jnp.dtype(model.dtype))
+
+
+def pixels(image_BxVxHxWx1: Array, image: Any, dtype: Any) -> Float[Array, "N H W C"]:
+    """Views uint8 as a trunk takes them, example-major. Args: image: `config.image`; dtype: compute type."""
+    pixel_BxVxHxWxC = normalize(image_BxVxHxWx1, image.mean, image.std)
+    return pixel_BxVxHxWxC.reshape(-1, *pixel_BxVxHxWxC.shape[2:]).astype(dtype)
+
+
+def normalize(image: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Array, "... C"]:
+    """uint8 grey [..., 1] -> float32 [..., C], `(x / 255 - mean) / std`, one output channel per statistic."""
+    scaled = image.astype(jnp.float32) / 255.0
+    return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+
+
+def regions(head: Callable[..., Array], levels: dict[str, Array], shape: tuple[int, int]) -> Float[Array, "B V h w D"]:
+    """What each place of the last map contributes to `head(pooled)`, with the head taken as linear around the pooled
+    features: the mean of the regions is the image's vector. Args: shape: (B, V)."""
+    place_NxhxwxC = levels["stage4"].astype(jnp.float32)
+    region_NxhxwxD = head(place_NxhxwxC, train=False, gates_of_NxI=levels["pooled"][:, None, None])
+    return region_NxhxwxD.reshape(*shape, *region_NxhxwxD.shape[1:])
+
+
+def text_vectors(tower: Bert, ids_BxL: Array, mask_BxL: Array, pooling: str) -> Float[Array, "B E"]:
+    """One float32 vector per text from a trained tower bound to its parameters; see `encoders.bert.pool`.
+
+    Texts are cut to the shortest length that holds the batch; see `encoders.bert.at_shortest_length`.
+    """
+    if tower.is_initializing():
+        return pool(tower(ids_BxL, mask_BxL).last, mask_BxL, pooling).astype(jnp.float32)
+    # Branches of different lengths must not touch the bound module: its parameters go in as arrays.
+    variables, pure = tower.variables, tower.clone(parent=None, name=None)
+
+    def encode(ids_BxL, mask_BxL):
+        return pool(pure.apply(variables, ids_BxL, mask_BxL).last, mask_BxL, pooling).astype(jnp.float32)
+
+    return at_shortest_length(encode, ids_BxL, mask_BxL)

@@ -1,0 +1,38 @@
+"""CLIP, ConVIRT and SigLIP as files: the same numbers in PyTorch and ONNX Runtime, with the text tower as trained."""
+
+import jax
+import numpy as np
+import pytest
+from tiny_run import fill, shapes_of, tiny_config
+
+from medvlp_jax import config as configs
+from medvlp_jax import optim, text_tower
+from medvlp_jax import step as steps
+from medvlp_jax.checkpoint import Checkpoints
+from medvlp_jax.export import export
+from medvlp_jax.import_weights import exported_config, import_weights
+from medvlp_jax.trained import open_run
+
+
+@pytest.mark.parametrize("name", ["siglip", "convirt"])
+def test_export_computes_the_same_and_comes_back(name, data, tmp_path):
+    pytest.importorskip("torch")
+    config = tiny_config(data, name)
+    tower = text_tower.of_config(config)
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    configs.claim_workdir(config, workdir)
+    state = steps.start_state(fill(shapes_of(config, bert=tower.config)), optim.optimizer(config.optimizer, 4), 0)
+    with Checkpoints(workdir / "checkpoints", keep=1) as checkpoints:
+        checkpoints.save(4, state, {"examples_seen": 32, "seconds": 1.0, "method": name})
+    lines = []
+    out = export(workdir, tmp_path / "out", check=True, say=lines.append)
+    assert any("passed" in line for line in lines)
+    card = (out / "README.md").read_text()
+    assert 'image["report"]' in card
+    assert "trained along" in card
+    again = import_weights(out, tmp_path / "again", exported_config(out), step=4, say=lines.append)
+    one, other = open_run(workdir), open_run(again)
+    jax.tree.map(np.testing.assert_array_equal, one.variables, other.variables)
+    assert one.tower.key == other.tower.key  # the tower as it was trained, not as it started
+    assert one.tower.key != tower.key
