@@ -123,7 +123,8 @@ def _who_is_missing(folder: Path, index: int, count: int, address: str, seconds:
         words += (
             f"All came to {folder}, but they did not reach each other at {address}: is its port open between hosts?"
         )
-    return f"{words} Check that all have the same workdir and JAX_NUM_PROCESSES={count}. Slow hosts need more join_seconds."
+    same = f"Check that all have the same workdir and JAX_NUM_PROCESSES={count}."
+    return f"{words} {same} Slow hosts need more join_seconds."
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
