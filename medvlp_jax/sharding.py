@@ -116,8 +116,8 @@ def _who_is_missing(folder: Path, index: int, count: int, address: str, seconds:
     words = f"TimeoutError: {len(here)} of {count} processes came within join_seconds={seconds:g} ({came}). "
     if missing:
         words += (
-            f"Missing: {', '.join(missing)}. See whether their hosts are up and what their logs say "
-            "(local_multiprocess.sh: process_N.log; Slurm: squeue, the job's log; TPU: launch/tpu_vm.sh status and log)."
+            f"Missing: {', '.join(missing)}. See whether their hosts are up and what their logs say (process_N.log of "
+            "local_multiprocess.sh; Slurm: squeue and the job's log; TPU: launch/tpu_vm.sh status and log)."
         )
     else:
         words += (
