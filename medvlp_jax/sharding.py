@@ -116,16 +116,15 @@ def _who_is_missing(folder: Path, index: int, count: int, address: str, seconds:
     words = f"TimeoutError: {len(here)} of {count} processes came within join_seconds={seconds:g} ({came}). "
     if missing:
         words += (
-            f"Missing: {', '.join(missing)}. See whether their hosts are up and what their logs say "
-            "(local_multiprocess.sh: process_N.log; Slurm: squeue, the job's log; TPU: launch/tpu_vm.sh status and log)"
+            f"Missing: {', '.join(missing)}. See whether their hosts are up and what their logs say (process_N.log of "
+            "local_multiprocess.sh; Slurm: squeue and the job's log; TPU: launch/tpu_vm.sh status and log)."
         )
     else:
         words += (
             f"All came to {folder}, but they did not reach each other at {address}: is its port open between hosts?"
         )
-    return (
-        f"{words}; that all have the same workdir and JAX_NUM_PROCESSES={count}; slow hosts need a higher join_seconds."
-    )
+    same = f"Check that all have the same workdir and JAX_NUM_PROCESSES={count}."
+    return f"{words} {same} Slow hosts need more join_seconds."
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:

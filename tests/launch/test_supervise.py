@@ -82,13 +82,13 @@ def test_bad_arguments_and_dry_run(tmp_path):
 
 @pytest.mark.devices
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
-def test_a_run_of_two_processes_survives_kills_and_ends_as_if_undisturbed(tmp_path):
-    found = survival.survive(tmp_path, kills=2, minutes=10, seed=0)
+def test_a_run_of_two_processes_killed_while_it_saves_ends_as_if_undisturbed(tmp_path):
+    found = survival.survive(tmp_path, kills=1, minutes=10, seed=0)
     assert survival.failures(found) == []
-    assert (found["kills"], found["starts"], found["kills with a checkpoint half written"]) == (2, 3, 1)
+    assert (found["kills"], found["starts"], found["kills with a checkpoint half written"]) == (1, 2, 1)
     assert found["arrays"] > 100
-    assert found["losses"] == found["steps"] == 8
-    assert found["goodput"]["goodput/attempts"] == 3
+    assert found["losses"] == found["steps"] == 6
+    assert found["goodput"]["goodput/attempts"] == 2
     assert found["goodput"]["goodput/lost_steps"] > 0
 
 
