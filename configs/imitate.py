@@ -2,6 +2,7 @@
 
 Full recipe:  python -m medvlp_jax.main --config configs/imitate.py --workdir runs/imitate
               MIMIC-CXR, ResNet-50 at 224 px from ImageNet weights, Bio_ClinicalBERT frozen and cached, batch 1024.
+              Before: python -m medvlp_jax.prepare mimic_cxr --root /data/mimic-cxr-jpg --reports /data/mimic-cxr
 Without data: python -m medvlp_jax.main --config configs/imitate.py:demo --workdir runs/demo
               phantoms, a narrow ResNet at 96 px, two CPU cores, a few minutes.
 Own folder:   python -m medvlp_jax.main --config configs/imitate.py:data=image_report_folder,small --workdir runs/own

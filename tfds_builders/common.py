@@ -70,6 +70,10 @@ class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     make_examples: ClassVar[staging.MakeExamples]
     staging: staging.Staging | None = None
 
+    def __init_subclass__(cls, **kwargs: Any):
+        # TFDS knows data sets of its own by some of these names; ours are found by their module.
+        super().__init_subclass__(**{**kwargs, "skip_registration": True})
+
     def _info(self) -> tfds.core.DatasetInfo:
         return records.dataset_info(self, self.ABOUT)
 

@@ -29,6 +29,14 @@ def test_every_folder_is_registered():
     assert folders == set(prepare.BUILDERS)
 
 
+def test_names_that_tfds_uses_itself():
+    """TFDS has a chexpert of its own; importing its catalogue before or after ours is no error."""
+    import tensorflow_datasets as tfds
+
+    registry = tfds.core.registered._DATASET_REGISTRY
+    assert [name for name in LOCAL if registry.get(name) is prepare._load(name)[0]] == []
+
+
 @pytest.mark.parametrize("name", LOCAL)
 def test_shape_of_a_builder(name):
     builder_class, module = prepare._load(name)

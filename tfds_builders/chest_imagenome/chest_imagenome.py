@@ -69,9 +69,8 @@ def plan(config: ImagenomeConfig) -> Plan:
     find_image = image_finder(images_root, EXTENSIONS["auto"])
     items, rejections, tables = [], [], []
     for part, split in SPLITS.items():
-        table = Table(
-            find_file(silver, (f"splits/{part}.csv",), f"{part} table"), ("subject_id", "study_id", "dicom_id")
-        )
+        path = find_file(silver, (f"splits/{part}.csv",), f"{part} table")
+        table = Table(path, ("subject_id", "study_id", "dicom_id"), ("ViewPosition",))
         tables.append(table)
         for number, row in table:
             dicom, subject, study = (row[name].strip() for name in ("dicom_id", "subject_id", "study_id"))
@@ -88,7 +87,7 @@ def plan(config: ImagenomeConfig) -> Plan:
                     "study_id": study,
                     "patient_id": subject,
                     "split": split,
-                    "view": "FRONTAL",
+                    "view": common.view_name(row.get("ViewPosition", "")) or "FRONTAL",
                     "graphs": str(graphs),
                 }
             )

@@ -50,8 +50,10 @@ def roots(tmp_path_factory):
         rows = []
         for place, number in enumerate(numbers):
             subject, study, *_ = ROWS[number]
-            rows.append([place, subject, study, dicom_id(number), f"files/p{subject[:2]}/p{subject}/s{study}/x.dcm"])
-        write_csv(silver / f"splits/{part}.csv", ("", "subject_id", "study_id", "dicom_id", "path"), rows)
+            path = f"files/p{subject[:2]}/p{subject}/s{study}/{dicom_id(number)}.dcm"
+            rows.append([place, subject, study, dicom_id(number), path, ROWS[number][2]])
+        header = ("", "subject_id", "study_id", "dicom_id", "path", "ViewPosition")
+        write_csv(silver / f"splits/{part}.csv", header, rows)
     write_csv(silver / "splits/images_to_avoid.csv", ("", "dicom_id"), [(0, dicom_id(13))])
     with zipfile.ZipFile(silver / "scene_graph.zip", "w") as archive:
         for number in (0, 2, 3, 10, 12, 13):
@@ -74,6 +76,7 @@ def test_every_row(roots):
     named = [(box["finding"], box["sentence"]) for box in record["boxes"]]
     assert named == [("left lung", 0), ("left lung", 1), ("right lung", 0)]
     np.testing.assert_allclose(record["boxes"][0]["box"], np.array([10, 40, 80, 70]) / (96, 80, 96, 80), rtol=1e-6)
+    assert (record["view"], made.examples[dicom_id(10)]["view"]) == (ROWS[0][2], ROWS[10][2])
     assert made.own(dicom_id(0)) == {"lung opacity": 0, "pleural effusion": 1}
     assert labels.label_states(record["labels"]) == {"Lung Opacity": 0, "Pleural Effusion": 1}
     assert make(chest_imagenome, **roots, size=0, keep_gold=True).counts["test"] == 2

@@ -98,7 +98,7 @@ def _item(root: Path, number: int, row: dict[str, str], split: str) -> dict[str,
         "path": str(root / relative),
         "image_id": relative.rpartition(".")[0],
         "study_id": "/".join(parts[:3]),
-        "patient_id": f"{parts[0]}/{parts[1]}",
+        "patient_id": f"chexpert-{parts[1]}",  # without the folder, so that a patient of two of them would show
         "split": split,
         # LL and RL stand beside 17 frontal images: frontal, the projection unknown.
         "view": view if lateral or view in ("AP", "PA") else "FRONTAL",

@@ -129,8 +129,26 @@ def plan(config: MimicConfig) -> Plan:
     if config.exclude:
         items, out = _excluded(items, config.exclude)
         rejections += out
+    _expect_reports(items, reports)
     rule = "official" if config.official_split else ""
     return common.finish_plan(items, rejections, config, tables=used, split_rule=rule, locate=find_image)
+
+
+def _expect_reports(items: list[dict[str, Any]], reports: str) -> None:
+    """Raises ValueError when none of some studies has a report: the folder is the wrong one, and the build would take
+    hours to say so."""
+    path = Path(reports).expanduser()
+    try:
+        some = items[:: max(1, len(items) // 64)]
+        there = path.is_file() and path.suffix != ".zip"
+        there = there or any(_report(path, item["tree"]) is not None for item in some)
+    except zipfile.BadZipFile:
+        raise ValueError(f"--reports {reports!r} is no complete .zip file. Download it again.") from None
+    if items and not there:
+        raise ValueError(
+            f"No report under {reports!r}: looked for {', '.join(REPORT_PATHS)} of {len(some)} studies, {{tree}} being "
+            "p10/p10000032/s50414267. Reports belong to MIMIC-CXR: give their folder or .zip with --reports."
+        )
 
 
 def _table(root: Path, kind: str) -> Path:

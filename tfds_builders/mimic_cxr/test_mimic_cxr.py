@@ -132,3 +132,11 @@ def test_excluded_patients_and_expert_labels(root, tmp_path):
 def test_mistakes_are_explained(root, settings, message):
     with pytest.raises(ValueError, match=message):
         make(mimic_cxr, **{"root": str(root), **settings})
+
+
+def test_reports_that_are_elsewhere(root, tmp_path):
+    with pytest.raises(ValueError, match=r"Reports belong to MIMIC-CXR: give their folder or \.zip with --reports"):
+        make(mimic_cxr, root=str(root), reports=str(tmp_path))
+    (tmp_path / "half.zip").write_bytes(b"PK\x03\x04 and then nothing")
+    with pytest.raises(ValueError, match=r"is no complete \.zip file"):
+        make(mimic_cxr, root=str(root), reports=str(tmp_path / "half.zip"))

@@ -24,10 +24,8 @@ IMPLIES = {
     "normal": "No Finding",
     "cardiomegaly": "Cardiomegaly",
     **dict.fromkeys(("mediastinal enlargement", "superior mediastinal enlargement"), "Enlarged Cardiomediastinum"),
-    **dict.fromkeys(("infiltrates", "alveolar pattern", "consolidation", "increased density"), "Lung Opacity"),
-    **dict.fromkeys(
-        ("nodule", "multiple nodules", "pulmonary mass", "mass", "lung metastasis", "pseudonodule"), "Lung Lesion"
-    ),
+    **dict.fromkeys(("infiltrates", "alveolar pattern", "consolidation"), "Lung Opacity"),
+    **dict.fromkeys(("nodule", "multiple nodules", "pulmonary mass", "mass", "lung metastasis"), "Lung Lesion"),
     "pulmonary edema": "Edema",
     **dict.fromkeys(("pneumonia", "atypical pneumonia"), "Pneumonia"),
     **dict.fromkeys(
