@@ -22,7 +22,7 @@ CASES = [
     ("Small left pleural effusion.", {"Pleural Effusion": P}),
     ("No pneumothorax.", {"Pneumothorax": A}),
     (
-        "No focal consolidation, large pleural effusion, or pneumothorax is identified.",
+        "No dense consolidation, large pleural effusion, or apical pneumothorax is apparent.",
         {"Consolidation": A, "Pleural Effusion": A, "Pneumothorax": A},
     ),
     ("Pneumonia cannot be excluded.", {"Pneumonia": U}),
@@ -77,7 +77,7 @@ CASES = [
     ("Cardiomediastinal silhouette is stable.", {}),
     ("Cardiac, mediastinal and hilar contours are normal.", {"Cardiomegaly": A, "Enlarged Cardiomediastinum": A}),
     ("The cardiomediastinal and hilar contours are within normal limits.", {"Enlarged Cardiomediastinum": A}),
-    ("Heart size is normal. The aorta is tortuous.", {"Cardiomegaly": A}),
+    ("Heart size is normal. The arch is a little unfolded.", {"Cardiomegaly": A}),
     ("Heart size is mildly enlarged but unchanged.", {"Cardiomegaly": P}),
     ("Mild to moderate enlargement of the cardiac silhouette is unchanged.", {"Cardiomegaly": P}),
     (
@@ -112,7 +112,7 @@ CASES = [
     ("Bibasilar opacities are most consistent with atelectasis.", {"Lung Opacity": P, "Atelectasis": P}),
     ("No evidence of acute infection.", {"Pneumonia": A}),
     ("Findings suggest pneumonia.", {"Pneumonia": U}),
-    ("Findings are compatible with pneumonia in the appropriate clinical setting.", {"Pneumonia": U}),
+    ("This would be compatible with pneumonia in the right clinical context.", {"Pneumonia": U}),
     ("Aspiration pneumonia is a possibility.", {"Pneumonia": U}),
     ("ET tube tip is 4 cm above the carina.", {"Support Devices": P}),
     ("NG tube courses below the diaphragm.", {"Support Devices": P}),
