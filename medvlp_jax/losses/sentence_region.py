@@ -35,7 +35,7 @@ def spatial_targets(
 
     Returns: float32, R = height * width in row-major order; 22, 33 or 49 positives on the 7×7 grid of LoVT.
     Raises: ValueError for another smoothing.
-    Source: philip-mueller/lovt@f548985, the weights of positives.
+    Source: philip-mueller/lovt@f548985, the weights of positives (whose float32 distances are off by up to 2e-4).
     """
     if smoothing not in SMOOTHINGS:
         raise ValueError(f"Unknown spatial smoothing {smoothing!r}. Choose one of {', '.join(SMOOTHINGS)}.")

@@ -1,5 +1,7 @@
 """Attention pooling and shared cross-attention against torch's arithmetic, written in NumPy float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +47,7 @@ def multi_head(params, query, units):
 @pytest.mark.parametrize("over_padding", [False, True])
 def test_pooling_is_multi_head_attention_of_the_mean(over_padding):
     pool = AttentionPool(HEADS, mean_over_padding=over_padding)
-    params = random_like(pool.init(jax.random.key(0), UNITS)["params"])
+    params = random_like(jax.eval_shape(pool.init, jax.random.key(0), UNITS)["params"])
     got = jax.jit(pool.apply)({"params": params}, UNITS, MASK)
     for i in range(3):
         units = UNITS[i][MASK[i]].astype(np.float64)
@@ -71,7 +73,7 @@ def test_pooling_has_the_parameters_of_the_released_sizes():
 
 def test_gradients_of_pooling_are_finite_without_any_unit():
     pool = AttentionPool(HEADS)
-    variables = pool.init(jax.random.key(0), UNITS)
+    variables = random_like(jax.eval_shape(pool.init, jax.random.key(0), UNITS))
 
     def loss(units):
         pooled = pool.apply(variables, units, MASK)
@@ -90,7 +92,7 @@ def test_softmax_of_nothing_is_zero():
 @pytest.mark.parametrize("mask_statistics", [True, False])
 def test_cross_attention_shares_projections_and_norm(mask_statistics):
     module = SharedCrossAttention({}, mask_statistics=mask_statistics)
-    variables = module.init(jax.random.key(0), UNITS, SENTENCES, SENTENCE_MASK, train=True)
+    variables = jax.jit(functools.partial(module.init, train=True))(jax.random.key(0), UNITS, SENTENCES, SENTENCE_MASK)
     assert sum(x.size for x in jax.tree.leaves(variables["params"])) == 3 * (E * E + E) + 2 * E
     variables = {**variables, "params": random_like(variables["params"])}
     apply = jax.jit(lambda v, *x: module.apply(v, *x, train=True, mutable=["batch_stats"]))
@@ -123,7 +125,7 @@ def test_cross_attention_shares_projections_and_norm(mask_statistics):
 
 def test_statistics_of_groups_leave_out_padding_of_sequences():
     norm = BatchNorm(stats_scope="group", group_size=2)
-    variables = norm.init(jax.random.key(0), SENTENCES, train=True)
+    variables = jax.jit(functools.partial(norm.init, train=True))(jax.random.key(0), SENTENCES)
     keep = np.asarray([[1, 1, 0], [1, 0, 0], [1, 1, 1], [0, 1, 0]], bool)
     apply = jax.jit(lambda x, keep: norm.apply(variables, x, train=True, valid_N=keep, mutable=["batch_stats"])[0])
     got = np.asarray(apply(SENTENCES, keep))

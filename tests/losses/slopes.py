@@ -6,10 +6,11 @@ import numpy as np
 STEP = 1e-5
 
 
-def assert_equal(loss, definition, *arrays, rtol: float = 1e-6, slope_rtol: float = 1e-4) -> None:
+def assert_equal(loss, definition, *arrays, rtol: float = 1e-6, slope_rtol: float = 1e-4) -> tuple:
     """`loss(*arrays)` has the value of `definition` and its slopes along random directions, one array at a time.
 
-    Slopes of the definition are central differences in float64. Both take arrays alone; gradients must be finite.
+    Slopes of the definition are central differences in float64. Both take arrays alone. Gradients must be finite; they
+    are returned.
     """
     rng = np.random.default_rng(0)
     exact = [np.asarray(x, np.float64) for x in arrays]
@@ -28,6 +29,7 @@ def assert_equal(loss, definition, *arrays, rtol: float = 1e-6, slope_rtol: floa
         # Parts of a slope may cancel: errors are relative to what they would be without.
         scale = np.sqrt(np.sum(np.square(np.asarray(gradient, np.float64) * direction)))
         np.testing.assert_allclose(got, slope, rtol=slope_rtol, atol=slope_rtol * max(scale, 1e-6), err_msg=str(number))
+    return gradients
 
 
 def softmax(x, axis=-1, keep=True):

@@ -34,12 +34,12 @@ def test_sigmoid_near_zero_cosine_is_the_closed_form():
     assert float(value) == pytest.approx(np.log1p(np.exp(10)) + 7 * np.log1p(np.exp(-10)), rel=1e-6)
 
 
-@pytest.mark.parametrize("count", [2, 128, 1024])
+@pytest.mark.parametrize("count", [2, 128])
 def test_siglip_as_it_starts(count):
     # Scale 10 and bias -10 (arXiv 2303.15343): no cosines yet, and all matches found.
     none, all_found = np.eye(count, 2 * count, dtype=np.float32), np.eye(count, 2 * count, dtype=np.float32)
     for other, value in ((np.roll(none, count, axis=1), 10.000045), (all_found, np.log(2))):
-        loss = c.contrastive(none, other, temperature=0.1, bias=-10.0, kind="sigmoid")
+        loss = jax.jit(lambda x, y: c.contrastive(x, y, temperature=0.1, bias=-10.0, kind="sigmoid"))(none, other)
         assert float(loss) == pytest.approx(value + 4.5399e-5 * (count - 1), rel=1e-6)
 
 

@@ -34,12 +34,11 @@ def definition(images, texts, prototypes, of_codes=None):
     return 0.5 * sum(terms)
 
 
-@pytest.mark.parametrize("valid", [np.ones(6, bool), VALID], ids=["all", "some"])
-def test_loss_equals_float64(valid):
-    fixed = IMAGES[valid].astype(np.float64), TEXTS[valid].astype(np.float64)
+def test_loss_equals_float64():
+    fixed = IMAGES[VALID].astype(np.float64), TEXTS[VALID].astype(np.float64)
     slopes.assert_equal(
-        lambda *x: prototype_loss(*x, valid_B=jnp.asarray(valid)),
-        lambda images, texts, prototypes: definition(images[valid], texts[valid], prototypes, fixed),
+        lambda *x: prototype_loss(*x, valid_B=jnp.asarray(VALID)),
+        lambda images, texts, prototypes: definition(images[VALID], texts[VALID], prototypes, fixed),
         IMAGES,
         TEXTS,
         PROTOTYPES,
@@ -57,18 +56,12 @@ def test_released_gradient_of_unit_prototypes_ignores_their_normalisation():
     np.testing.assert_allclose(free, through - along * unit, atol=1e-6)
 
 
-@pytest.mark.parametrize("iterations", [1, 3])
-def test_codes_are_those_of_the_linear_domain(iterations):
-    scores = RNG.uniform(-1, 1, (7, 4)).astype(np.float32)
-    got = sinkhorn(jnp.asarray(scores), iterations=iterations)
-    np.testing.assert_allclose(got, codes(scores.astype(np.float64), iterations), rtol=1e-4, atol=1e-7)
-
-
-def test_codes_are_balanced():
+def test_codes_are_balanced_and_those_of_the_linear_domain():
     rng = np.random.default_rng(0)
     x, prototypes = (slopes.unit(rng.normal(size=(n, 128))) for n in (72, 500))
     scores = (x @ prototypes.T).astype(np.float32)
     code = np.asarray(jax.jit(sinkhorn)(scores))
+    np.testing.assert_allclose(code, codes(scores.astype(np.float64)), rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(code.sum(axis=1), 1.0, rtol=1e-6)
     assert 0.1429 < code.sum(axis=0).min() < 0.144 < code.sum(axis=0).max() < 0.1445
 
@@ -77,7 +70,8 @@ def test_codes_of_large_scores_and_masked_examples_are_finite():
     scores = jnp.asarray(50 * RNG.normal(size=(6, 4)), jnp.float32)  # e^1000 and more
     code = np.asarray(jax.jit(sinkhorn)(scores, valid_B=jnp.asarray(VALID)))
     np.testing.assert_allclose(code.sum(axis=1), VALID.astype(float), rtol=1e-6)
-    np.testing.assert_allclose(code[VALID], jax.jit(sinkhorn)(scores[VALID]), atol=1e-6)
+    alone = jax.jit(sinkhorn)(jnp.where(VALID[:, None], scores, -scores), valid_B=jnp.asarray(VALID))
+    np.testing.assert_allclose(code, alone, atol=1e-6)
 
 
 def test_uniform_predictions_cost_the_log_of_the_prototypes():
