@@ -34,13 +34,15 @@ class Scorer:
         for name in (*config.evaluators, *config.final_evaluators):
             evaluators.get(name)
 
-        def embed(variables, frozen, batch, with_regions):
-            batch = steps.with_text_vectors(batch, tower, frozen)
+        def embed(variables, frozen, batch, with_text, with_regions):
             image = model.apply(variables, batch["image"], method="embed_image")
-            text = model.apply(variables, batch, method="embed_text")
+            text = {}
+            if with_text:
+                batch = steps.with_text_vectors(batch, tower, frozen)
+                text = model.apply(variables, batch, method="embed_text").aligned
             return {
                 "image": {section: x_BxVxD[:, 0] for section, x_BxVxD in image.aligned.items()},
-                "text": text.aligned,
+                "text": text,
                 "pooled": image.pooled_BxVxC[:, 0],
                 "pixels": _small(batch["image"][:, 0, :, :, 0]),
                 "regions": {s: x[:, 0] for s, x in image.regions.items()} if with_regions else {},
@@ -55,7 +57,7 @@ class Scorer:
             return {"loss": loss, **terms}, jnp.sum(batch["_mask"])
 
         everywhere = sharding.replicated(parts.mesh)
-        self._embed = jax.jit(embed, static_argnums=3, out_shardings=everywhere)
+        self._embed = jax.jit(embed, static_argnums=(3, 4), out_shardings=everywhere)
         self._terms = jax.jit(terms, out_shardings=everywhere)
         self._gather = jax.jit(lambda tree: tree, out_shardings=everywhere)
         sections = tuple(config.text.sections)
@@ -84,7 +86,8 @@ class Scorer:
 
         @functools.cache
         def features(name: str) -> Features:
-            return self._features(variables, name, with_regions and name == split)
+            scored = name == split  # probes need no texts of what they learn from
+            return self._features(variables, name, with_text=scored, with_regions=scored and with_regions)
 
         train = self.parts.config.data.train_split
         if settings.max_train and len(self.parts.train) > settings.max_train:
@@ -115,14 +118,14 @@ class Scorer:
         allow, scored = config.evaluation.allow_patient_overlap, self.parts.source(split)
         return max((check_disjoint(source, scored, allow=allow) for source in learnt_from), default=0)
 
-    def _features(self, variables: Any, split: str, with_regions: bool) -> Features:
+    def _features(self, variables: Any, split: str, *, with_text: bool, with_regions: bool) -> Features:
         parts: dict[str, list] = {}
         regions: list[dict[str, NDArray]] = []
         boxed: list[NDArray] = []
         start, total = 0, len(self.parts.source(split))
         with tqdm(total=total, desc=f"features of {split}", unit="image", disable=None, leave=False) as bar:
             for batch in self._batches(split, self.parts.evaluate):
-                out = jax.device_get(self._embed(variables, self.parts.frozen, batch, with_regions))
+                out = jax.device_get(self._embed(variables, self.parts.frozen, batch, with_text, with_regions))
                 mask_B = out.pop("mask")
                 has_boxes_B = mask_B & out["fields"].get("has_boxes", np.zeros(len(mask_B), bool))
                 regions.append({s: x[has_boxes_B] for s, x in out.pop("regions").items()})
