@@ -129,7 +129,9 @@ def test_flops_are_those_of_the_model_in_any_dtype(config):
     """A trunk of bottlenecks in bfloat16 takes more products than its definition; they are not counted."""
     counted = []
     for dtype in ("float32", "bfloat16"):
-        config.update_from_flattened_dict({"model.dtype": dtype, "model.trunk.block": "bottleneck"})
+        config.update_from_flattened_dict(
+            {"model.dtype": dtype, "model.trunk.block": "bottleneck", "model.read.tokens": 352}
+        )
         counted.append(costs.model_flops(config, cached_step(config)))
     assert counted[0] == counted[1]
     assert count_flops(costs.loss_jaxpr(config, cached_step(config))) > counted[0] / 3
@@ -213,11 +215,20 @@ def test_bad_input_is_named():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the extra tpu (libtpu) is not installed")
-def test_the_demo_compiled_for_a_slice():
-    command = [sys.executable, "-m", "medvlp_jax.plan", "--config", "configs/imitate.py:demo", "--topology", "v5e:2x2"]
+def test_the_demo_compiled_for_two_slices():
+    """Only the data axis crosses the data-centre network between them."""
+    command = [
+        sys.executable,
+        "-m",
+        "medvlp_jax.plan",
+        "--config",
+        "configs/imitate.py:demo",
+        "--topology",
+        "v5e:2x2*2",
+    ]
     done = tiny.run([*command, "--json", "--text_width=16", "--config.batch_size=64", "--examples=640"])
     plan = json.loads(done.stdout.splitlines()[-1])
-    assert plan["chips"] == 4
+    assert plan["chips"] == 8
     assert plan["fits"] is None
     assert plan["memory"]["total"] < plan["memory_limit"]
     assert plan["compiled"]["collectives"]["all-reduce"][0] > 10
