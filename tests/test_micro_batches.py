@@ -117,9 +117,7 @@ def run(devices, data, fsdp, parts, schedule):
 expected_loss, expected, _ = run(1, 1, 1, 1, "dense")
 scale = max(np.abs(g).max() for g in jax.tree.leaves(expected))
 found = {}
-for words in (
-    "8 1 2 dense", "1 8 4 dense", "4 2 2 dense", "4 2 4 chunked", "8 1 4 ring", "2 4 2 ring",
-):
+for words in ("8 1 2 dense", "1 8 4 chunked", "4 2 2 ring", "4 2 4 dense"):
     data, fsdp, parts, schedule = (int(w) if w.isdecimal() else w for w in words.split())
     value, gradients, held = run(8, data, fsdp, parts, schedule)
     errors = jax.tree.map(lambda a, b: float(np.abs(a - b).max() / scale), gradients, expected)
@@ -132,7 +130,7 @@ print(json.dumps(found))
 def test_on_meshes_parts_equal_the_whole_batch_on_one_device():
     done = tiny.run([sys.executable, "-c", ON_MESHES], devices=8)
     found = json.loads(done.stdout.splitlines()[-1])
-    assert len(found) == 6
+    assert len(found) == 4
     for mesh, (loss_error, gradient_error, held) in found.items():
         assert loss_error < 1e-6, mesh
         assert gradient_error < 1e-6, mesh

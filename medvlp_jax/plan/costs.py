@@ -10,6 +10,7 @@ import jax
 
 from medvlp_jax import build, methods, optim, sharding, text_tower
 from medvlp_jax import step as steps
+from medvlp_jax.encoders.bert import BertConfig
 from medvlp_jax.plan import topology
 from medvlp_jax.plan.compiled import Cost, cost, count_flops, largest_arrays
 
@@ -48,15 +49,16 @@ class Plan:
 class Lowered(NamedTuple):
     """A training step lowered for a mesh. target, frozen, batch: ShapeDtypeStructs of its arguments.
 
-    tower: the frozen text tower when it runs inside the step; `frozen` are its variables.
+    tower: the frozen text tower when it runs inside the step; `frozen` are its variables. bert: the shape of a text
+    tower, unless batches carry cached vectors.
     """
 
     step: jax.stages.Lowered
-    model: Any
     target: dict[str, Any]
     frozen: Any
     batch: dict[str, Any]
     tower: text_tower.TextTower | None
+    bert: BertConfig | None
 
 
 def lower_step(config: Any, mesh: Any, *, text_width: int, examples: int, say: Say = print) -> Lowered:
@@ -92,7 +94,7 @@ def lower_step(config: Any, mesh: Any, *, text_width: int, examples: int, say: S
         sweep=build.pair_sweep(config, mesh)[0],
     )
     lowered = steps.compile_train_step(step, target, mesh).lower(target, frozen, batch)
-    return Lowered(lowered, model, target, frozen, batch, tower)
+    return Lowered(lowered, target, frozen, batch, tower, outline.config if outline else None)
 
 
 def batch_structs(config: Any, text_width: int, *, tokens: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
@@ -110,10 +112,22 @@ def batch_structs(config: Any, text_width: int, *, tokens: bool = False) -> dict
     return shapes
 
 
-def jaxprs(config: Any, lowered: Lowered) -> tuple[Any, Any]:
-    """For counting: the loss of a global batch from text vectors, dense and in one piece, and the text tower."""
-    method, model = methods.get(config.method), lowered.model
+def model_flops(config: Any, lowered: Lowered) -> float:
+    """FLOPs of a step on all chips: the forward pass three times, a frozen text tower once.
+
+    Counted in float32, where the trunk has no product beyond those of its definition (see `layers/product_norm.py`).
+    """
+    plain = config.copy_and_resolve_references()
+    with plain.unlocked():
+        plain.model.dtype = "float32"
     text = jax.make_jaxpr(lambda frozen, batch: steps.with_text_vectors(batch, lowered.tower, frozen))
+    return 3.0 * count_flops(loss_jaxpr(plain, lowered)) + count_flops(text(lowered.frozen, lowered.batch).jaxpr)
+
+
+def loss_jaxpr(config: Any, lowered: Lowered) -> Any:
+    """For counting: the loss of a global batch from text vectors, dense and in one piece."""
+    method = methods.get(config.method)
+    model = method.build(config, lowered.bert)
     vectors = batch_structs(config, lowered.tower.width) if lowered.tower else lowered.batch
     variables = jax.eval_shape(lambda: steps.init_variables(model, vectors, config.seed))
 
@@ -122,7 +136,7 @@ def jaxprs(config: Any, lowered: Lowered) -> tuple[Any, Any]:
         embeddings, _ = model.apply(variables, batch, train=True, rngs=rngs, mutable=["batch_stats"])
         return method.loss(embeddings, batch, config, 0)[0]
 
-    return jax.make_jaxpr(loss)(variables, vectors).jaxpr, text(lowered.frozen, lowered.batch).jaxpr
+    return jax.make_jaxpr(loss)(variables, vectors).jaxpr
 
 
 def make_plan(
@@ -140,7 +154,6 @@ def make_plan(
     chips, chip = len(slice_.devices), slice_.chip
     start = time.perf_counter()
     lowered = lower_step(config, mesh, text_width=text_width, examples=examples, say=say)
-    trained, text = jaxprs(config, lowered)
     state = lowered.target
     memory = {
         "parameters": _bytes_per_chip(state["params"]) + _bytes_per_chip(state["batch_stats"]),
@@ -151,12 +164,12 @@ def make_plan(
         memory["text tower"] = _bytes_per_chip(lowered.frozen)
     program, refused = topology.compile_for_chip(lowered.step, slice_)
     compiled = cost(program) if program else None
-    model_flops = 3.0 * count_flops(trained) + count_flops(text)
+    flops = model_flops(config, lowered)
     bounds = {}
     if compiled:
         memory |= {"activations and temporaries": compiled.temporaries, "total": compiled.total}
         bounds = {
-            "compute": model_flops / chips / chip.flops,
+            "compute": flops / chips / chip.flops,
             "memory": compiled.memory_traffic / chip.memory_bandwidth,
             "network": network_seconds(compiled, chips, chip.network),
         }
@@ -170,17 +183,17 @@ def make_plan(
         compile_seconds=time.perf_counter() - start,
         memory=memory,
         memory_limit=int(chip.memory),
-        model_flops=model_flops,
+        model_flops=flops,
         compiled=compiled,
         bounds=bounds,
         step_seconds=seconds,
         images_per_second=config.batch_size / seconds if seconds else None,
-        mfu=model_flops / (seconds * chips * chip.flops) if seconds else None,
+        mfu=flops / (seconds * chips * chip.flops) if seconds else None,
         total_steps=total_steps,
         hours=hours,
         chip_hours=hours * chips if hours else None,
         price=hours * chips * price if hours and price is not None else None,
-        largest_arrays=largest_arrays(trained, chips) if refused else [],
+        largest_arrays=largest_arrays(loss_jaxpr(config, lowered), chips) if refused else [],
     )
 
 

@@ -11,7 +11,7 @@ import tiny
 from jax import lax
 
 from configs import imitate
-from medvlp_jax import sharding, text_tower
+from medvlp_jax import text_tower
 from medvlp_jax.encoders.resnet import ResNet
 from medvlp_jax.plan import costs, search, topology
 from medvlp_jax.plan.compiled import Cost, collectives, count_flops, largest_arrays
@@ -105,11 +105,14 @@ def test_the_plan_of_a_small_run(here, config):
     assert 0.5 < plan.compiled.flops / plan.model_flops < 2.0
 
 
+def cached_step(config):
+    """As far as counting needs it: nothing is lowered."""
+    return costs.Lowered(None, {}, {}, costs.batch_structs(config, 16), None)
+
+
 def test_the_text_tower_inside_the_step(here, config, tmp_path):
     """From its config.json alone; its products count once, forward."""
-    mesh = sharding.make_mesh(1, 1, here.devices)
-    cached = costs.lower_step(config, mesh, examples=1000, text_width=16)
-    cached_flops = 3 * count_flops(costs.jaxprs(config, cached)[0])
+    cached_flops = costs.model_flops(config, cached_step(config))
     tower = tiny.make_tower(tmp_path) / "tower"
     (tower / "model.safetensors").unlink()
     config.update_from_flattened_dict({"text.cache": False, "text.weights": str(tower), "text.max_length": 64})
@@ -120,6 +123,18 @@ def test_the_text_tower_inside_the_step(here, config, tmp_path):
     rows, width, inner = 2 * 8 * 64, 16, 32  # of both sections
     layer = 2 * rows * (4 * width * width + 2 * width * inner) + 2 * 2 * rows * 64 * width
     assert live.model_flops - cached_flops == pytest.approx(layer, rel=0.01)
+
+
+def test_flops_are_those_of_the_model_in_any_dtype(config):
+    """A trunk of bottlenecks in bfloat16 takes more products than its definition; they are not counted."""
+    counted = []
+    for dtype in ("float32", "bfloat16"):
+        config.update_from_flattened_dict(
+            {"model.dtype": dtype, "model.trunk.block": "bottleneck", "model.read.tokens": 352}
+        )
+        counted.append(costs.model_flops(config, cached_step(config)))
+    assert counted[0] == counted[1]
+    assert count_flops(costs.loss_jaxpr(config, cached_step(config))) > counted[0] / 3
 
 
 def test_text_towers_that_are_not_here(here, config, tmp_path):
@@ -200,11 +215,20 @@ def test_bad_input_is_named():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the extra tpu (libtpu) is not installed")
-def test_the_demo_compiled_for_a_slice():
-    command = [sys.executable, "-m", "medvlp_jax.plan", "--config", "configs/imitate.py:demo", "--topology", "v5e:2x2"]
+def test_the_demo_compiled_for_two_slices():
+    """Only the data axis crosses the data-centre network between them."""
+    command = [
+        sys.executable,
+        "-m",
+        "medvlp_jax.plan",
+        "--config",
+        "configs/imitate.py:demo",
+        "--topology",
+        "v5e:2x2*2",
+    ]
     done = tiny.run([*command, "--json", "--text_width=16", "--config.batch_size=64", "--examples=640"])
     plan = json.loads(done.stdout.splitlines()[-1])
-    assert plan["chips"] == 4
+    assert plan["chips"] == 8
     assert plan["fits"] is None
     assert plan["memory"]["total"] < plan["memory_limit"]
     assert plan["compiled"]["collectives"]["all-reduce"][0] > 10
