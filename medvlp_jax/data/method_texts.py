@@ -42,7 +42,7 @@ class MethodText:
 
 METHOD_TEXTS: dict[str, MethodText] = {
     "convirt": MethodText(
-        ("findings", "impression"), "sentence", "arXiv 2010.00747; edreisMD/ConVIRT-pytorch", sentences="simple"
+        ("findings", "impression"), "sentence", "arXiv 2010.00747; philip-mueller/lovt", sentences="simple"
     ),
     "gloria": MethodText(("impression",), "sentence", "marshuang80/gloria", sentences="gloria", cleaning="none"),
     "mgca": MethodText(
