@@ -109,6 +109,8 @@ def base() -> ConfigDict:
     config.keep_checkpoints = 3
     # A process without a step for so long prints the stacks of its threads and ends, to be started again; 0: never.
     config.hang_seconds = 1800
+    config.join_seconds = 300  # how long the processes of a run wait for each other at the start
+    config.log_examples = False  # write the records that each step consumed to examples.jsonl
     config.eval_every_steps = 1000
 
     # -1: all devices that the other axis leaves over.

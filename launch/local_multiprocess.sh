@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Rehearse a multi-host run on one machine: N JAX processes on the CPU, each with D simulated devices.
-# shellcheck disable=SC2317  # functions that only traps call
+# shellcheck disable=SC2317,SC2329  # functions that only traps call
 set -euo pipefail
 
 usage() {

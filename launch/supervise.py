@@ -7,9 +7,10 @@
 When one process of a run dies, JAX aborts the others, and nothing inside them can go on. So the command (of one
 process, or of a launcher that ends when one of its processes ends) is simply started again; training resumes by itself.
 
-Exit codes of the command: 0 done; 2 an error that trying again does not help; anything else (75: stopped with its
-checkpoint saved; 137, 134: killed, aborted) starts it again, unless it dies `--failures` times in a row without a newer
-checkpoint. SIGTERM and SIGINT go on to the command and end the supervision. Standard library alone.
+Exit codes of the command: 0 done; 2 an error that trying again does not help; anything else (69: a process did not
+come; 75: stopped with its checkpoint saved; 137, 134: killed, aborted) starts it again, unless it dies `--failures`
+times in a row without a newer checkpoint. SIGTERM and SIGINT go on to the command and end the supervision. Standard
+library alone.
 """
 
 import argparse

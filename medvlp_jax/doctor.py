@@ -164,7 +164,7 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.WARNING)
-    sharding.initialize_processes()
+    sharding.initialize_processes(Path(_WORKDIR.value), _CONFIG.value.join_seconds)
     sys.exit(1 if run(_CONFIG.value, Path(_WORKDIR.value)) else 0)
 
 

@@ -12,12 +12,16 @@ from medvlp_jax import config as configs
 from medvlp_jax import step as steps
 from medvlp_jax.checkpoint import Checkpoints
 from medvlp_jax.data.record_ids import record_ids, split_hash
+from medvlp_jax.data.records import prepared_splits
 from medvlp_jax.data.side_tables import write_json
 from medvlp_jax.evaluators import Result
 from medvlp_jax.evaluators.scores import as_json
 from medvlp_jax.metrics import Console
 from medvlp_jax.score_table import format_scores
 from medvlp_jax.scorer import Scorer
+
+LEARNING = ("linear_probe", "knn")
+"""Evaluators that learn from a training split."""
 
 
 def untrained_scores(scorer: Scorer, make_state: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Result]]:
@@ -93,18 +97,41 @@ def _merged(trained: dict[str, Result], random_init: dict[str, Result]) -> list[
     return rows
 
 
+def fit_splits(config: Any) -> list[str]:
+    """Makes the splits of a config fit another data set, in place; returns what there is to say about it.
+
+    A set for evaluation alone has no training split: its test split stands in, and nothing may learn from it. Without a
+    validation split, strengths are chosen on the training split.
+    """
+    data, notes = config.data, []
+    there = prepared_splits(data.dir, data.name)
+    if data.train_split.split("[")[0] not in there:
+        learning = [name for name in config.final_evaluators if name in LEARNING]
+        config.final_evaluators = tuple(name for name in config.final_evaluators if name not in LEARNING)
+        data.train_split = data.eval_split = data.test_split
+        without = f"; left out: {', '.join(learning)}" if learning else ""
+        notes.append(
+            f"data      {data.name} has no training split: thresholds are chosen on {data.test_split}{without}"
+        )
+    elif data.eval_split.split("[")[0] not in there:
+        data.eval_split = data.train_split
+        notes.append(f"data      {data.name} has no validation split; strengths are chosen on {data.train_split}")
+    return notes
+
+
 def evaluate(
     config: Any, workdir: str | Path, *, checkpoint_steps: Sequence[int] | None = None
 ) -> list[dict[str, Any]]:
     """Scores checkpoints of a run, the newest by default; prints the tables and writes `scores.json`.
 
-    With `config.evaluation.data` another prepared data set is scored, in `scores-<data>.json`.
+    With `config.evaluation.data` another prepared data set is scored, in `scores-<data>.json`, and its patients are
+    compared with those that the run was trained on.
     Args: checkpoint_steps: which ones, in this order; `()` means all of them.
     Raises: FileNotFoundError when the folder holds no run or no such checkpoint; ValueError when the config is another
       run's, or the split shares patients with the training split.
     """
-    sharding.initialize_processes()
     workdir = Path(workdir)
+    sharding.initialize_processes(workdir, config.join_seconds)
     if not (workdir / "config.json").exists():
         raise FileNotFoundError(f"{workdir} holds no run (config.json is missing). Train first, or check --workdir.")
     configs.claim_workdir(config, workdir, write=False)
@@ -113,17 +140,25 @@ def evaluate(
         numbers = [checkpoints.choose()]
     else:
         numbers = [checkpoints.choose(step) for step in checkpoint_steps] or checkpoints.all_steps()
+    notes, trained_on = [], None
     if config.evaluation.data:
+        try:
+            trained_on = build.open_source(config, config.data.train_split)
+        except FileNotFoundError:
+            notes.append("patients  not compared with those of training: its data is not here")
         with config.unlocked():
             # `auto` stands for the text tower of the run, not for one of the data set that is scored.
             config.text.weights = text_tower.resolve(config.text.weights, config.data.dir, config.data.name)
             config.data.name = config.evaluation.data
+            notes += fit_splits(config)
     say = Console(workdir, write=jax.process_index() == 0)
+    for line in notes:
+        say(line)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     parts = build.assemble(config, mesh, say)
     shapes = build.batch_shapes(config, parts.tower.width)
     make_state, target = steps.sharded_state(parts.model, parts.tx, shapes, config.seed, mesh)
-    scorer = Scorer(parts)
+    scorer = Scorer(parts, trained_on)
     untrained = untrained_scores(scorer, make_state)
     all_scores = []
     for number in numbers:

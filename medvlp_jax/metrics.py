@@ -9,12 +9,13 @@ import json
 import math
 import os
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from medvlp_jax import goodput
 
 
 class MetricWriter:
@@ -60,6 +61,26 @@ class MetricWriter:
         if self._write:
             self._events.close()
             self._file.close()
+
+
+class ExampleLog:
+    """`examples.jsonl` of a run: `{"step": ..., "index": [...]}`, the records that each step consumed, in batch order.
+
+    Numbers are indices into the training split. As in `metrics.jsonl`, a resumed run first drops the lines after its
+    checkpoint: what stays is the history of the parameters, each step once.
+    """
+
+    def __init__(self, workdir: str | Path, *, resume_step: int):
+        path = Path(workdir) / "examples.jsonl"
+        _drop_lines_after(path, resume_step)
+        self._file = path.open("a", encoding="utf-8")
+
+    def __call__(self, step: int, index_B: np.ndarray) -> None:
+        self._file.write(json.dumps({"step": step, "index": index_B.tolist()}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _drop_lines_after(path: Path, step: int) -> None:
@@ -160,39 +181,30 @@ def check_finite(step: int, values: Mapping[str, float]) -> None:
 
 
 class Progress:
-    """Console lines with rates; keeps the clock of the run.
+    """Console lines with rates.
 
-    Args: total_steps, batch_size: of the run. views: images per example. seconds: training seconds of earlier sessions.
+    Args: total_steps, batch_size: of the run. views: images per example.
     """
 
-    def __init__(self, *, total_steps: int, batch_size: int, views: int, seconds: float = 0.0):
+    def __init__(self, *, total_steps: int, batch_size: int, views: int):
         self.total_steps, self.batch_size, self.views = total_steps, batch_size, views
-        self._before = seconds
-        self._start = self._last_time = time.monotonic()
-        self._last_step, self._last_wait = None, 0.0
+        self._last: tuple[int, float, float] | None = None
 
-    def seconds(self) -> float:
-        """Seconds spent in training so far, earlier sessions included."""
-        return self._before + time.monotonic() - self._start
+    def rates(self, step: int, seconds: Mapping[str, float]) -> dict[str, float]:
+        """images/s (augmented views), steps/s and share of time spent waiting for data, since the last call.
 
-    def pause(self, seconds: float) -> None:
-        """Leaves evaluation or checkpoint time out of the next rates."""
-        self._last_time += seconds
-
-    def rates(self, step: int, wait_seconds: float) -> dict[str, float]:
-        """images/s (augmented views), steps/s and share of time spent waiting for data, since the last call."""
-        now = time.monotonic()
-        if self._last_step is None:  # the first interval holds the compilation
-            self._last_step, self._last_time, self._last_wait = step, now, wait_seconds
+        Args: seconds: spent so far, by use (see `goodput`); compiling, saving and evaluating do not slow the rates.
+        """
+        last, self._last = self._last, (step, seconds["step"] + seconds["data_wait"], seconds["data_wait"])
+        if last is None:  # the first step of an attempt holds the compilation
             return {}
-        elapsed, steps = max(now - self._last_time, 1e-9), step - self._last_step
-        rates = {
+        steps, elapsed, waited = (now - before for now, before in zip(self._last, last, strict=True))
+        elapsed = max(elapsed, 1e-9)
+        return {
             "steps_per_second": steps / elapsed,
             "images_per_second": steps * self.batch_size * self.views / elapsed,
-            "data_wait_share": min(max(wait_seconds - self._last_wait, 0.0) / elapsed, 1.0),
+            "data_wait_share": min(max(waited, 0.0) / elapsed, 1.0),
         }
-        self._last_step, self._last_time, self._last_wait = step, now, wait_seconds
-        return rates
 
     def line(self, step: int, values: Mapping[str, float], rates: Mapping[str, float]) -> str:
         """`step 100/1400  7% | loss 9.1 ... | 830 images/s | data wait 1% | ETA 2:35`."""
@@ -204,6 +216,15 @@ class Progress:
             parts.append(f"data wait {rates['data_wait_share']:.0%}")
             parts.append(f"ETA {clock(left)}")
         return " | ".join(parts)
+
+
+def spent_line(values: Mapping[str, float]) -> str:
+    """`62% of 3:20 in 2 attempt(s): steps that stayed 2:04, ...`, from `goodput.Goodput.scalars`."""
+    seconds = {use: values[f"goodput/{use}"] for use in goodput.USES}
+    shown = ", ".join(f"{goodput.USES[use]} {clock(value)}" for use, value in seconds.items() if value >= 0.5)
+    lost = f" ({values['goodput/lost_steps']:.0f} steps lost)" if values["goodput/lost_steps"] else ""
+    attempts = f"{values['goodput/attempts']:.0f} attempt(s)"
+    return f"{values['goodput/share']:.0%} of {clock(sum(seconds.values()))} in {attempts}{lost}: {shown}"
 
 
 def clock(seconds: float) -> str:

@@ -1,7 +1,7 @@
 """Turn raw files into records:  python -m medvlp_jax.prepare <name>[/<config>] [--data_dir data] [--<setting>
 <value> ...]
 
-    python -m medvlp_jax.prepare                      # lists the data sets and their settings
+    python -m medvlp_jax.prepare                      # lists the data sets; <name> --list: the settings of one
     python -m medvlp_jax.prepare cxr_phantom          # rendered by the project itself, no download
     python -m medvlp_jax.prepare image_report_folder --name ours --manifest studies.csv --columns
     "image=path,report=report"
@@ -31,15 +31,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from medvlp_jax.data import data_sets, estimate
+from medvlp_jax.data.data_sets import BUILDERS
 from medvlp_jax.data.records import SPLITS, RecordSource
 from medvlp_jax.data.side_tables import count_all, table, write_json, write_rejected_and_ids
 from medvlp_jax.data.staging import Staging, config_dict
-
-BUILDERS: dict[str, str] = {
-    "cxr_phantom": "tfds_builders.cxr_phantom.cxr_phantom",
-    "image_report_folder": "tfds_builders.image_report_folder.image_report_folder",
-}
-"""Data set -> module of its builder."""
 
 
 class PrepareError(RuntimeError):
@@ -87,6 +83,8 @@ def prepare(
         sources = {split: RecordSource(root, f"{builder_class.name}/{config.name}", split) for split in _splits(folder)}
         counts = count_all(sources, staging, progress)
         provenance = {"config": config_dict(config), "version": str(builder_class.VERSION), **staging.provenance}
+        if staging.facts:
+            provenance["facts"] = dict(sorted(staging.facts.items()))
         write_json(folder / "provenance.json", provenance)
         extra = list(module.describe(sources)) if hasattr(module, "describe") else []
         write_json(folder / "counts.json", counts)  # last: marks the folder as finished
@@ -99,9 +97,23 @@ def prepare(
     return folder
 
 
+def estimate_build(
+    name: str, /, data_dir: str | os.PathLike[str] = "data", *, workers: int | None = None, **settings: Any
+) -> list[str]:
+    """What `prepare` would take, in words: images, bytes to read, minutes, disk; from a plan and a measured sample.
+
+    Args: as of `prepare`. Raises: PrepareError for what the user can fix, ValueError for what the plan finds wrong.
+    """
+    builder_class, module = _load(name.split("/")[0])
+    config = _config(builder_class, module, name, settings)
+    found = estimate.measure(module.plan(config), module.make_examples, config)
+    existing = next(folder for folder in (Path(data_dir), *Path(data_dir).absolute().parents) if folder.exists())
+    return found.lines(workers or os.cpu_count() or 1, shutil.disk_usage(existing).free)
+
+
 def _load(name: str) -> tuple[Any, ModuleType]:
     if name not in BUILDERS:
-        raise PrepareError(f"Unknown data set {name!r}. Known: {', '.join(BUILDERS)}.")
+        raise PrepareError(data_sets.unknown(name))
     module = importlib.import_module(BUILDERS[name])
     for value in vars(module).values():
         if isinstance(value, type) and getattr(value, "name", None) == name and hasattr(value, "download_and_prepare"):
@@ -256,18 +268,25 @@ def _splits(folder: Path) -> list[str]:
     return sorted(names, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))
 
 
-def _listing() -> str:
-    lines = ["Data sets (python -m medvlp_jax.prepare <name>):"]
-    for name in BUILDERS:
+def _listing(only: str = "") -> str:
+    """The data sets, a line each; with the name of one, its configs and every setting with its default."""
+    lines = [] if only else ["Data sets (python -m medvlp_jax.prepare <name> --<setting> <value> ...):"]
+    for name in [only] if only else BUILDERS:
         try:
             builder_class, module = _load(name)
         except ImportError as error:
             lines.append(f"  {name}: not available ({error})")
             continue
         lines.append(f"  {name}: {(module.__doc__ or 'no description').strip().splitlines()[0]}")
-        for config in _base_configs(builder_class, module).values():
-            settings = ", ".join(f"{k}={v!r}" for k, v in config_dict(config).items() if k != "name")
-            lines.append(f"    {name}/{config.name}: {settings}")
+        if only:
+            for config in _base_configs(builder_class, module).values():
+                lines.append(f"    {name}/{config.name}:")
+                lines += [f"      --{k} {v!r}" for k, v in config_dict(config).items() if k != "name"]
+    if not only:
+        lines.append(
+            "Settings of one: python -m medvlp_jax.prepare <name> --list. What they mean: tfds_builders/<name>/"
+        )
+        lines.append("What a build would take, before it starts: add --estimate.")
     return "\n".join(lines)
 
 
@@ -296,11 +315,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data_dir", default="data", help="root of the prepared data sets (default: data)")
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     parser.add_argument("--overwrite", action="store_true", help="build again what is there already")
+    parser.add_argument("--list", action="store_true", help="list the data sets, or the settings of the one named")
+    parser.add_argument("--estimate", action="store_true", help="say what a build would take, and build nothing")
     parser.add_argument("--keep_staging", action="store_true", help="keep the chunk files after success")
     known, rest = parser.parse_known_args(argv)
     try:
-        if known.name is None:
-            print(_listing())
+        if known.name is None or known.list:
+            print(_listing((known.name or "").split("/")[0]))
+            return 0
+        if known.estimate:
+            for line in estimate_build(known.name, known.data_dir, workers=known.workers, **_overrides(rest)):
+                print(line)
             return 0
         prepare(
             known.name,

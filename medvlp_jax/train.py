@@ -1,11 +1,11 @@
 """The story of a run: mesh, data, model, shard, restore, then the loop of step, log, save and evaluate."""
 
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 from medvlp_jax import build, sharding
 from medvlp_jax import config as configs
@@ -13,30 +13,37 @@ from medvlp_jax import step as steps
 from medvlp_jax.checkpoint import Checkpoints
 from medvlp_jax.data import pipeline
 from medvlp_jax.evaluate import score_run, untrained_scores
-from medvlp_jax.metrics import Console, MetricWriter, Progress, check_finite, clock
+from medvlp_jax.goodput import Goodput
+from medvlp_jax.metrics import Console, ExampleLog, MetricWriter, Progress, check_finite, clock, spent_line
 from medvlp_jax.report.page import write_report
 from medvlp_jax.score_table import brief, flat, format_scores
 from medvlp_jax.scorer import Scorer
 from medvlp_jax.watchdog import Watchdog
 
 
-def train(config: Any, workdir: str | Path, *, command: str = "") -> dict[str, Any]:
+def train(config: Any, workdir: str | Path, *, command: str = "", started: float | None = None) -> dict[str, Any]:
     """Trains `config` in `workdir`, resuming from its newest checkpoint, and scores the result.
 
-    The folder then holds `config.json`, `checkpoints/`, `metrics.jsonl`, TensorBoard events, `log.txt`, `scores.json`,
-    `report.html`.
+    The folder then holds `config.json`, `checkpoints/`, `metrics.jsonl`, `goodput.json`, TensorBoard events, `log.txt`,
+    `scores.json`, `report.html`.
     SIGTERM and SIGINT save a checkpoint and return early; the same call resumes with the same batches and numbers.
 
-    Args: command: the command line that this is, for the log and the report.
+    Args: command: the command line that this is, for the log and the report. started: wall-clock time at which the
+      process began, for the account of its time; now when omitted.
     Returns: {"step", "scores", "stopped"}; `scores` is empty for a run that was told to stop.
     Raises: ValueError for a config that does not fit the data, devices or the folder; NonFiniteError when a loss term
       breaks; CheckpointError for a checkpoint that cannot be written or belongs to another model.
     """
-    # -- processes, folder, mesh
-    sharding.initialize_processes()
-    main_process = jax.process_index() == 0
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
+    sharding.initialize_processes(workdir, config.join_seconds)
+    with Goodput(workdir, started=started, write=jax.process_index() == 0) as spent:
+        return _run(config, workdir, command, spent)
+
+
+def _run(config: Any, workdir: Path, command: str, spent: Goodput) -> dict[str, Any]:
+    # -- folder, mesh
+    main_process = jax.process_index() == 0
     configs.claim_workdir(config, workdir, write=main_process)
     say = Console(workdir, write=main_process)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
@@ -70,21 +77,19 @@ def train(config: Any, workdir: str | Path, *, command: str = "") -> dict[str, A
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
     first_step = checkpoints.latest_step() or 0
     if first_step:
-        state, meta = checkpoints.restore(first_step, target), checkpoints.meta(first_step)
+        with spent.spend("restore"):
+            state, meta = checkpoints.restore(first_step, target), checkpoints.meta(first_step)
         say(f"resume    step {first_step}, {meta['examples_seen']} examples seen, {clock(meta['seconds'])} of training")
     else:
         state, meta = build.load_pretrained(parts, make_state()), {"examples_seen": 0, "seconds": 0.0}
+    spent.resume(first_step, meta.get("goodput", {}))
     count = sum(x.size for x in jax.tree.leaves(state["params"]))
     say(f"model     {count:,} trainable parameters, {config.model.dtype} compute")
 
     writer = MetricWriter(workdir, resume_step=first_step, write=main_process)
     writer.hyperparameters(configs.flat(config))
-    progress = Progress(
-        total_steps=parts.total_steps,
-        batch_size=config.batch_size,
-        views=config.image.views,
-        seconds=meta["seconds"],
-    )
+    consumed = ExampleLog(workdir, resume_step=first_step) if config.log_examples and main_process else None
+    progress = Progress(total_steps=parts.total_steps, batch_size=config.batch_size, views=config.image.views)
     scorer = Scorer(parts)
     stop = _StopSignal()
 
@@ -94,7 +99,8 @@ def train(config: Any, workdir: str | Path, *, command: str = "") -> dict[str, A
             state,
             {
                 "examples_seen": meta["examples_seen"] + (number - first_step) * config.batch_size,
-                "seconds": progress.seconds(),
+                "seconds": spent.clock(),
+                "goodput": spent.at_save(),
                 "method": config.method,
                 "batch_size": config.batch_size,
             },
@@ -114,7 +120,6 @@ def train(config: Any, workdir: str | Path, *, command: str = "") -> dict[str, A
         num_threads=config.data.threads,
         workers=config.data.workers,
     )
-    compile_start = time.monotonic()
     # Left by an error, the loop still waits for a save under way.
     with (
         checkpoints,
@@ -122,18 +127,29 @@ def train(config: Any, workdir: str | Path, *, command: str = "") -> dict[str, A
         stop,
         Watchdog(config.hang_seconds) as watch,
     ):
+        spent.turn("step")
         while number < parts.total_steps:
-            batch = next(device_batches)
-            state, metrics = train_step(state, parts.frozen, batch)
+            with spent.spend("data_wait"):
+                batch = next(device_batches)
+            compiling = number == first_step
+            with spent.spend("compile" if compiling else "step"):
+                before = spent.seconds()["compile"]
+                state, metrics = train_step(state, parts.frozen, batch)
+                if compiling:
+                    jax.block_until_ready(metrics)
+                    say(f"compile   {spent.seconds()['compile'] - before:.1f} s")
             number += 1
             watch.alive()
-            if number == first_step + 1:
+            spent.stepped(number, timed=not compiling)
+            if compiling:
                 _log_images(writer, number, batch, main_process)
-                jax.block_until_ready(metrics)
-                say(f"compile   {time.monotonic() - compile_start:.1f} s")
+            if config.log_examples:
+                index_B = multihost_utils.process_allgather(batch["index"], tiled=True)
+                if consumed is not None:
+                    consumed(number, index_B)
             # Metrics are read one step late, so that the host never waits for the devices it should feed.
             if pending is not None:
-                _report(*pending, config, writer, progress, say, device_batches.wait_seconds)
+                _report(*pending, config, writer, progress, say, spent)
             pending = (number, metrics)
 
             done = number == parts.total_steps
@@ -142,51 +158,61 @@ def train(config: Any, workdir: str | Path, *, command: str = "") -> dict[str, A
             saving = done or stopping or (config.checkpoint_every_steps and number % config.checkpoint_every_steps == 0)
             if saving or evaluating:
                 watch.rest()
-                _report(*pending, config, writer, progress, say, device_batches.wait_seconds)
+                _report(*pending, config, writer, progress, say, spent)
                 pending = None
-                pause = time.monotonic()
                 if saving:
-                    save(number)
+                    with spent.spend("checkpoint"):
+                        save(number)
                 if evaluating and not stopping:
-                    results = scorer(state, config.data.eval_split, config.evaluators)
+                    with spent.spend("evaluation"):
+                        results = scorer(state, config.data.eval_split, config.evaluators)
                     writer.scalars(number, flat(results))
                     say(f"step {number}/{parts.total_steps} {config.data.eval_split}: {brief(results)}")
-                progress.pause(time.monotonic() - pause)
             if stopping and not done:
                 break
+        with spent.spend("checkpoint"):
+            checkpoints.wait()
 
     # -- the end: scores, or where to go on
-    if number < parts.total_steps:
+    spent.turn("evaluation")
+    stopped = number < parts.total_steps
+    if stopped:
         say(f"stopped   by {stop.name} after step {number}; the checkpoint is saved, the same command resumes")
-        writer.close()
-        say.close()
-        return {"step": number, "scores": {}, "stopped": True}
-    say(f"trained   {number} steps in {clock(progress.seconds())}; scoring the {config.data.test_split} split")
-    scores = score_run(scorer, state, untrained_scores(scorer, make_state), workdir, number)
-    final = {f"{config.data.test_split}/{row['name']}": row["value"] for row in scores["scores"]}
-    writer.scalars(number, {name: value for name, value in final.items() if value is not None})
+        scores = {}
+    else:
+        say(f"trained   {number} steps in {clock(spent.clock())}; scoring the {config.data.test_split} split")
+        scores = score_run(scorer, state, untrained_scores(scorer, make_state), workdir, number)
+        final = {f"{config.data.test_split}/{row['name']}": row["value"] for row in scores["scores"]}
+        writer.scalars(number, {name: value for name, value in final.items() if value is not None})
+        spent.done()
+    account = spent.scalars()
+    writer.scalars(number, {"seconds": spent.clock(), **account})
     writer.close()
-    for line in format_scores(scores):
-        say(line)
-    say(f"\ncheckpoint  {workdir / 'checkpoints' / str(number)}")
-    say(f"metrics     {workdir / 'metrics.jsonl'}   (TensorBoard: tensorboard --logdir {workdir})")
-    say(f"scores      {workdir / 'scores.json'}")
-    if main_process and config.report:
-        try:
-            say(f"report      {write_report([workdir], say=say)}")
-        except (ValueError, FileNotFoundError) as error:
-            say(f"report      not written: {error}  Try: python -m medvlp_jax.report {workdir}")
+    if consumed is not None:
+        consumed.close()
+    if not stopped:
+        for line in format_scores(scores):
+            say(line)
+        say(f"\ncheckpoint  {workdir / 'checkpoints' / str(number)}")
+        say(f"metrics     {workdir / 'metrics.jsonl'}   (TensorBoard: tensorboard --logdir {workdir})")
+        say(f"scores      {workdir / 'scores.json'}")
+        if main_process and config.report:
+            try:
+                say(f"report      {write_report([workdir], say=say)}")
+            except (ValueError, FileNotFoundError) as error:
+                say(f"report      not written: {error}  Try: python -m medvlp_jax.report {workdir}")
+    say(f"goodput     {spent_line(account)}")
     say.close()
-    return {"step": number, "scores": scores, "stopped": False}
+    return {"step": number, "scores": scores, "stopped": stopped}
 
 
-def _report(number, metrics, config, writer, progress, say, wait_seconds) -> None:
+def _report(number, metrics, config, writer, progress, say, spent) -> None:
     """Checks a step's numbers and, on logging steps, writes them."""
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     check_finite(number, values)
     if number % config.log_every_steps == 0 or number == progress.total_steps or number == 1:
-        rates = progress.rates(number, wait_seconds)
-        writer.scalars(number, {**values, **rates, "seconds": progress.seconds()})
+        rates = progress.rates(number, spent.seconds())
+        writer.scalars(number, {**values, **rates, "seconds": spent.clock(), **spent.scalars()})
         shown = {k: v for k, v in values.items() if k not in ("gradient_norm", "learning_rate", "mu")}
         say(progress.line(number, shown, rates))
 

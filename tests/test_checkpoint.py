@@ -220,23 +220,6 @@ def test_disk_full_is_found_in_the_chain_of_causes():
     assert not disk_full(None)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 2 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    try:
-        mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-        )
-    except OSError as error:
-        pytest.skip(f"mount cannot be run: {error}")
-    if mounted.returncode:
-        pytest.skip(f"a small tmpfs cannot be mounted: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=False)
-
-
 def test_full_disk_for_real(small_disk):
     noise = np.random.default_rng(0).normal  # does not compress
     checkpoints = Checkpoints(small_disk / "checkpoints", keep=5)

@@ -119,22 +119,48 @@ def data(tmp_path_factory):
     return tiny.make_data(tmp_path_factory.mktemp("data"))
 
 
+# Four steps of eight cross the end of an epoch.
+SHORT = {"data.train_split": "train[:20]", "log_examples": True}
+IN_ORDER = {"steps out of order": 0, "repeated within an epoch": 0, "skipped within an epoch": 0}
+TWO_OF_FOUR = ["bash", "launch/local_multiprocess.sh", "2", "--devices", "4", "--logs"]
+
+
 @pytest.fixture(scope="module")
 def one_device(data, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("one")
-    tiny.run(tiny.command(data, workdir, final_evaluators=tiny.ALL_EVALUATORS))
+    tiny.run(tiny.command(data, workdir, final_evaluators=tiny.ALL_EVALUATORS, **SHORT))
     return workdir
 
 
 @pytest.mark.devices
-def test_resume_on_another_number_of_devices(data, one_device, tmp_path):
-    # Two steps on eight devices with sharded parameters, the rest on one.
-    tiny.run(tiny.command(data, tmp_path, total_steps=2, **{"mesh.fsdp": 2}), devices=8)
-    done = tiny.run(tiny.command(data, tmp_path))
+def test_resume_on_another_number_of_processes_and_devices(data, one_device, tmp_path):
+    # Two steps in two processes of four devices with sharded parameters, the rest in one process on one device.
+    run, more = tmp_path / "run", {"total_steps": 2, "mesh.fsdp": 2, **SHORT}
+    tiny.run([*TWO_OF_FOUR, str(tmp_path / "logs"), "--", *tiny.command(data, run, **more)])
+    done = tiny.run(tiny.command(data, run, **SHORT))
     assert "resume    step 2" in done.stdout
-    got, expected = tiny.losses(tmp_path), tiny.losses(one_device)
+    got, expected = tiny.losses(run), tiny.losses(one_device)
     for step in (3, 4):
         assert got[step] == pytest.approx(expected[step], rel=1e-5)
+    found = tiny.order(run)
+    assert found == tiny.order(one_device)
+    assert (found["records consumed"], found["epochs"], found["not where the seed puts them"]) == (32, 2, 0)
+    assert found | IN_ORDER == found
+    account = json.loads((run / "goodput.json").read_text())
+    assert (account["attempts"], account["step"], account["lost_steps"], account["done"]) == (2, 4, 0, True)
+
+
+@pytest.mark.devices
+def test_resume_on_devices_that_do_not_divide_the_batch(data, one_device, tmp_path):
+    run = shutil.copytree(one_device, tmp_path / "run")
+    done = tiny.run(tiny.command(data, run, **SHORT), devices=3, check=False)
+    assert done.returncode == 2
+    assert "batch_size=8 is not divisible by the 3 devices" in done.stderr
+    assert "A run that began with it goes on with another number of devices: 1, 2, 4, 8." in done.stderr
+    done = tiny.run(tiny.command(data, run, **SHORT, **{"mesh.fsdp": 3}), devices=4, check=False)
+    assert done.returncode == 2
+    assert "mesh.data=-1 x mesh.fsdp=3 does not make 4 devices" in done.stderr
+    assert "a mesh.fsdp that divides 4: 1, 2, 4." in done.stderr
 
 
 @pytest.mark.devices
@@ -150,8 +176,7 @@ def test_eight_devices_resume_bit_identically(data, tmp_path):
 
 @pytest.mark.devices
 def test_two_processes_equal_one(data, one_device, tmp_path):
-    launcher = ["bash", "launch/local_multiprocess.sh", "2", "--devices", "4", "--logs", str(tmp_path / "logs"), "--"]
-    done = tiny.run([*launcher, *tiny.command(data, tmp_path / "run")])
+    done = tiny.run([*TWO_OF_FOUR, str(tmp_path / "logs"), "--", *tiny.command(data, tmp_path / "run", **SHORT)])
     assert "8 cpu in 2 process(es)" in done.stdout
     got, expected = tiny.losses(tmp_path / "run"), tiny.losses(one_device)
     assert got.keys() == expected.keys()
@@ -162,8 +187,8 @@ def test_two_processes_equal_one(data, one_device, tmp_path):
 @pytest.mark.devices
 def test_two_processes_score_a_checkpoint_as_one_does(data, one_device, tmp_path):
     run = shutil.copytree(one_device, tmp_path / "run")
-    launcher = ["bash", "launch/local_multiprocess.sh", "2", "--devices", "4", "--logs", str(tmp_path / "logs"), "--"]
-    tiny.run([*launcher, *tiny.command(data, run, "--mode", "eval", final_evaluators=tiny.ALL_EVALUATORS)])
+    scoring = tiny.command(data, run, "--mode", "eval", final_evaluators=tiny.ALL_EVALUATORS, **SHORT)
+    tiny.run([*TWO_OF_FOUR, str(tmp_path / "logs"), "--", *scoring])
     got, expected = (json.loads((folder / "scores.json").read_text()) for folder in (run, one_device))
     assert len(got["scores"]) == len(expected["scores"]) > 50
     for row, twin in zip(got.pop("scores"), expected.pop("scores"), strict=True):

@@ -28,14 +28,17 @@ MAY_IMPORT = {
     "medvlp_jax/plan": (
         "medvlp_jax.plan",
         "medvlp_jax.methods",
-        *(f"medvlp_jax.{module}" for module in ("build", "config", "optim", "sharding", "step")),
+        *(f"medvlp_jax.{module}" for module in ("build", "config", "optim", "sharding", "step", "text_tower")),
     ),
     "medvlp_jax/report": (
         "medvlp_jax.report",
         "medvlp_jax.evaluators",
         "medvlp_jax.data",
         "medvlp_jax.methods.embeddings",
-        *(f"medvlp_jax.{module}" for module in ("build", "checkpoint", "config", "heatmap", "metrics", "trained")),
+        *(
+            f"medvlp_jax.{module}"
+            for module in ("build", "checkpoint", "config", "goodput", "heatmap", "metrics", "trained")
+        ),
     ),
     "medvlp_jax/export": (
         "medvlp_jax.export",

@@ -159,31 +159,21 @@ def test_check_finite_names_the_step_and_the_terms():
     assert "optimizer.learning_rate" in message
 
 
-@pytest.fixture
-def now(monkeypatch):
-    """The time that `Progress` sees."""
-    time = [1000.0]
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: time[0])
-    return time
-
-
-def test_rates_since_the_last_call(now):
-    progress = metrics.Progress(total_steps=100, batch_size=16, views=2, seconds=50.0)
-    now[0] += 30  # compilation
-    assert progress.rates(1, 25.0) == {}
-    now[0] += 5
-    assert progress.rates(11, 26.0) == pytest.approx(
+def test_rates_since_the_last_call():
+    progress = metrics.Progress(total_steps=100, batch_size=16, views=2)
+    spent = {"step": 3.0, "data_wait": 2.0, "compile": 30.0, "checkpoint": 0.0}
+    assert progress.rates(1, spent) == {}  # the first step was the compilation
+    spent |= {"step": 7.0, "data_wait": 3.0}
+    assert progress.rates(11, spent) == pytest.approx(
         {"steps_per_second": 2.0, "images_per_second": 64.0, "data_wait_share": 0.2}
     )
-    now[0] += 10
-    progress.pause(6)
-    assert progress.rates(15, 30.0) == pytest.approx(
+    spent |= {"data_wait": 7.0, "checkpoint": 6.0}  # saving is no slower step
+    assert progress.rates(15, spent) == pytest.approx(
         {"steps_per_second": 1.0, "images_per_second": 32.0, "data_wait_share": 1.0}
     )
-    assert progress.seconds() == 50 + 45
 
 
-def test_line(now):
+def test_line():
     progress = metrics.Progress(total_steps=1400, batch_size=8, views=2)
     assert progress.line(1, {"loss": 9.12345, "text": 0.5}, {}) == "step    1/1400   0% | loss 9.123  text 0.5"
     rates = {"steps_per_second": 10.0, "images_per_second": 829.6, "data_wait_share": 0.014}
@@ -193,6 +183,20 @@ def test_line(now):
     )
     assert progress.line(1400, {"loss": 1.0}, rates).startswith("step 1400/1400 100% |")
     assert progress.line(1400, {"loss": 1.0}, rates).endswith("ETA 0:00")
+
+
+def test_examples_of_every_step_once(tmp_path):
+    log = metrics.ExampleLog(tmp_path, resume_step=0)
+    for step in (1, 2, 3):
+        log(step, np.array([step, 7], np.int32))
+    log.close()
+    with (tmp_path / "examples.jsonl").open("a") as file:
+        file.write('{"step": 4, "ind')
+    again = metrics.ExampleLog(tmp_path, resume_step=2)
+    again(3, np.array([9, 8], np.int32))
+    again.close()
+    found = [json.loads(line) for line in (tmp_path / "examples.jsonl").read_text().splitlines()]
+    assert found == [{"step": 1, "index": [1, 7]}, {"step": 2, "index": [2, 7]}, {"step": 3, "index": [9, 8]}]
 
 
 def test_clock():

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -99,7 +100,7 @@ def same_bytes(a, b):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["cxr_fantom"], "Unknown data set 'cxr_fantom'. Known: cxr_phantom, image_report_folder"),
+        (["cxr_fantom"], "Unknown data set 'cxr_fantom'. Did you mean 'cxr_phantom'? Known: cxr_phantom, image"),
         ([*FOLDER, "--sise=3"], "no setting 'sise'. Settings and their defaults: name='default'"),
         ([*FOLDER, "--limit"], "--limit has no value"),
         ([*FOLDER, "--limit", "many"], "--limit 'many' is not a int"),
@@ -120,7 +121,22 @@ def test_mistakes_are_explained(arguments, message, tmp_path, capsys):
 
 def test_listing(capsys):
     assert prepare.main([]) == 0
-    assert "image_report_folder/default: columns=''" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert [line.split(":")[0].strip() for line in printed.splitlines()[1:-2]] == list(prepare.BUILDERS)
+    assert "not available" not in printed
+    assert prepare.main(["image_report_folder", "--list"]) == 0
+    printed = capsys.readouterr().out
+    assert "image_report_folder/default:" in printed
+    assert "      --split_conflict 'error'" in printed
+
+
+def test_estimate(tmp_path, capsys):
+    assert prepare.main([*FOLDER, "--data_dir", str(tmp_path / "new" / "folder"), "--estimate"]) == 0
+    printed = capsys.readouterr().out
+    assert "Images: 6 train, 3 validation, 2 test" in printed
+    assert "bad_label: 1" in printed
+    assert re.search(r"Sample: 11 images, 8 kept; 0\.\d+ s each", printed)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_data_folder_that_is_a_file(tmp_path, capsys):

@@ -2,12 +2,16 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
@@ -101,7 +105,7 @@ def test_sizes_left_over(eight):
 def test_sizes_that_do_not_fit(eight, case, sizes):
     assert sizes in eight[case]
     assert "8 devices" in eight[case]
-    assert "Use mesh.data=-1 and a mesh.fsdp that divides 8." in eight[case]
+    assert "Use mesh.data=-1 and a mesh.fsdp that divides 8: 1, 2, 4, 8." in eight[case]
 
 
 @pytest.mark.parametrize("sizes", [(0, 1), (-2, 1), (1, 0), (-1, -1)])
@@ -170,50 +174,110 @@ def joined(monkeypatch):
     return calls
 
 
-def test_single_process_joins_nobody(joined):
-    sharding.initialize_processes()
+def test_single_process_joins_nobody(joined, tmp_path):
+    sharding.initialize_processes(tmp_path, 5)
     assert joined == []
 
 
-def test_processes_of_the_environment(joined, monkeypatch):
+def test_processes_of_the_environment(joined, monkeypatch, tmp_path):
     for name, value in zip(NAMES, ("127.0.0.1:1234", "4", "3"), strict=False):
         monkeypatch.setenv(name, value)
-    sharding.initialize_processes()
-    assert joined == [(("127.0.0.1:1234",), {"num_processes": 4, "process_id": 3})]
+    sharding.initialize_processes(tmp_path, 5)
+    assert joined == [(("127.0.0.1:1234", 4, 3), {"initialization_timeout": 65})]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("name", "value"), [("SLURM_NTASKS", "2"), ("TPU_WORKER_HOSTNAMES", "a,b")])
-def test_clusters_that_jax_knows(joined, monkeypatch, name, value):
+def test_clusters_that_jax_knows(joined, monkeypatch, name, value, tmp_path):
     monkeypatch.setenv(name, value)
-    sharding.initialize_processes()
-    assert joined == [((), {})]
+    sharding.initialize_processes(tmp_path, 5)
+    assert joined == [((), {"initialization_timeout": 65})]
 
 
 @pytest.mark.parametrize(("name", "value"), [("SLURM_NTASKS", "1"), ("TPU_WORKER_HOSTNAMES", "localhost")])
-def test_one_task_or_host_joins_nobody(joined, monkeypatch, name, value):
+def test_one_task_or_host_joins_nobody(joined, monkeypatch, name, value, tmp_path):
     monkeypatch.setenv(name, value)
-    sharding.initialize_processes()
+    sharding.initialize_processes(tmp_path, 5)
     assert joined == []
 
 
-def test_joined_processes_are_left_alone(joined, monkeypatch):
+def test_joined_processes_are_left_alone(joined, monkeypatch, tmp_path):
     monkeypatch.setenv("SLURM_NTASKS", "2")
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
-    sharding.initialize_processes()
+    sharding.initialize_processes(tmp_path, 5)
     assert joined == []
 
 
-def test_some_of_the_three_variables(joined, monkeypatch):
+def test_some_of_the_three_variables(joined, monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     with pytest.raises(ValueError, match="JAX_NUM_PROCESSES set, but JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID missing"):
-        sharding.initialize_processes()
+        sharding.initialize_processes(tmp_path, 5)
     assert joined == []
 
 
 @pytest.mark.parametrize(("count", "index"), [("two", "0"), ("2", "2"), ("2", "-1"), ("2", "1.0")])
-def test_process_numbers_that_make_no_sense(joined, monkeypatch, count, index):
+def test_process_numbers_that_make_no_sense(joined, monkeypatch, count, index, tmp_path):
     for name, value in zip(NAMES, ("127.0.0.1:1234", count, index), strict=False):
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=f"JAX_NUM_PROCESSES='{count}', JAX_PROCESS_ID='{index}'"):
-        sharding.initialize_processes()
+        sharding.initialize_processes(tmp_path, 5)
     assert joined == []
+
+
+@pytest.mark.parametrize("seconds", [0, -5])
+def test_a_wait_that_makes_no_sense(joined, tmp_path, seconds):
+    with pytest.raises(ValueError, match=f"join_seconds={seconds} must be more than 0"):
+        sharding.initialize_processes(tmp_path, seconds)
+
+
+JOIN = "import sys; from medvlp_jax import sharding; sharding.initialize_processes(sys.argv[1], float(sys.argv[2]))"
+
+
+def start(folder, index, count, seconds):
+    """A process that joins `count - 1` others."""
+    place = {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
+    return subprocess.Popen(
+        [sys.executable, "-c", JOIN, str(folder), str(seconds)],
+        cwd=REPOSITORY,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **place},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_processes_that_do_not_come_are_named(tmp_path):
+    (tmp_path / "joining").mkdir()
+    stale = tmp_path / "joining" / "2"  # of an earlier start
+    stale.write_text("elsewhere")
+    os.utime(stale, (1, 1))
+    processes = [start(tmp_path, index, count=4, seconds=6) for index in (1, 3)]
+    said = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [sharding.UNAVAILABLE] * 2, said
+    host = socket.gethostname()
+    for text in said:
+        assert f"TimeoutError: 2 of 4 processes came within join_seconds=6 (1 on {host}, 3 on {host})." in text
+        assert "Missing: 0, 2. See whether their hosts are up and what their logs say" in text
+        assert "JAX_NUM_PROCESSES=4" in text
+        assert "Check failure" not in text
+
+
+def test_all_came_but_cannot_talk(tmp_path, monkeypatch):
+    for index in range(2):
+        (tmp_path / str(index)).write_text(f"host{index}")
+    said = sharding._who_is_missing(tmp_path, 0, 2, "10.0.0.1:99", 300)
+    assert "2 of 2 processes came within join_seconds=300 (0 on host0, 1 on host1)" in said
+    assert "they did not reach each other at 10.0.0.1:99: is its port open between hosts?" in said
+
+
+def test_a_roll_call_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(sharding, "ROLL_CALL_SECONDS", 0.01)
+    with sharding.roll_call(tmp_path / "joining", 0, 2, "", 60):
+        while not (tmp_path / "joining" / "0").exists():
+            time.sleep(0.01)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_that_does_not_split_names_device_counts_for_a_run_that_has_begun():
+    mesh = SimpleNamespace(devices=np.zeros(5), shape={"data": 5, "fsdp": 1})
+    with pytest.raises(ValueError, match=r"batch_size=12 .*Use a multiple of 5 \(10 or 15\)\. .*: 1, 2, 3, 4, 6, 12\."):
+        sharding.check_batch(12, mesh)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import tiny
 
+from medvlp_jax.goodput import USES
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
@@ -54,6 +56,13 @@ def test_run_folder_and_scores(finished):
     assert "--config.total_steps=8" in page
     assert f"report      {workdir / 'report.html'}" in done.stdout
     assert (workdir / "probe_subsets.json").exists()
+    last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (last["step"], last["goodput/attempts"], last["goodput/steps"], last["goodput/lost"]) == (8, 1, 7, 0)
+    for use in ("step", "compile", "checkpoint", "evaluation", "startup"):
+        assert last[f"goodput/{use}"] > 0, use
+    assert sum(last[f"goodput/{use}"] for use in USES) == pytest.approx(last["seconds"], abs=0.1)
+    assert "compiling, with the first step" in page
+    assert done.stdout.splitlines()[-1].startswith("goodput     ")
     assert str(workdir) in done.stdout
     assert "images/s" in done.stdout
     assert "ETA" in done.stdout
@@ -79,6 +88,9 @@ def test_killed_and_resumed_run_is_bit_identical(data, finished, tmp_path):
     for name, value in expected.items():
         np.testing.assert_array_equal(got[name], value, err_msg=name)
     assert tiny.losses(tmp_path) == tiny.losses(whole)  # no step missing, none twice
+    account = json.loads((tmp_path / "goodput.json").read_text())
+    assert (account["attempts"], account["step"], account["done"]) == (2, 8, True)
+    assert account["seconds"]["down"] > 0
 
 
 def test_sigterm_saves_and_exits_cleanly(data, tmp_path):
@@ -97,6 +109,21 @@ def test_sigterm_saves_and_exits_cleanly(data, tmp_path):
     saved = [int(path.name) for path in (tmp_path / "checkpoints").glob("[0-9]*")]
     assert len(saved) == 1
     assert saved[0] >= 5
+
+
+def test_full_disk_is_named_and_the_run_goes_on_when_there_is_space(data, small_disk):
+    workdir = small_disk / "run"
+    arguments = tiny.command(data, workdir, total_steps=16, keep_checkpoints=9, final_evaluators="()")
+    done = tiny.run(arguments, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "no space left on the device. Free space, lower keep_checkpoints" in done.stderr
+    assert "the same command resumes" in done.stderr
+    assert any(line.startswith("CheckpointError: ") for line in done.stderr.splitlines())  # Orbax logs its own as well
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    resumed = tiny.run(arguments)
+    assert "resume    step " in resumed.stdout
+    assert sorted(tiny.losses(workdir)) == list(range(1, 17))
+    assert json.loads((workdir / "goodput.json").read_text())["attempts"] == 2
 
 
 def test_evaluation_alone_repeats_the_scores(data, finished):

@@ -1,6 +1,7 @@
 """A run that fits a test: a few phantoms, a text tower of random weights, a narrow trunk."""
 
 import ast
+import collections
 import json
 import os
 import subprocess
@@ -53,6 +54,14 @@ def chest(height: int = 200, width: int = 180) -> np.ndarray:
     for centre in (0.3, 0.7):
         grey -= 90 * (((x - centre) / 0.14) ** 2 + ((y - 0.4) / 0.28) ** 2 < 1)
     return np.clip(grey + rng.normal(0, 4, grey.shape), 5, 250).astype(np.uint8)
+
+
+def blotches(seed: int, height: int = 120, width: int = 100) -> np.ndarray:
+    """A picture of soft patches, another one for every seed: uint8 (height, width)."""
+    import cv2
+
+    small = np.random.default_rng(seed).integers(20, 240, (9, 8)).astype(np.uint8)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 ALL_EVALUATORS = "('validation_loss', 'retrieval', 'zero_shot', 'linear_probe', 'knn', 'grounding')"
@@ -118,12 +127,19 @@ def command(data: Path, workdir: Path, *flags: str, arg: str = "demo", **more: o
     return [sys.executable, "-m", "medvlp_jax.main", *config, *fields, *flags]
 
 
+# Hardly any optimisation: half the processor time of compiling a step at level 1.
+CHEAP = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=2"
+)
+
+
 def environment(devices: int = 1) -> dict[str, str]:
-    """Environment of a subprocess with simulated devices; the low optimisation level makes compiling cheap."""
+    """Environment of a subprocess with simulated devices, compiling cheaply."""
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {CHEAP}",
         "TF_CPP_MIN_LOG_LEVEL": "3",
         # Runs of one test session compile the same steps again and again.
         "JAX_COMPILATION_CACHE_DIR": str(
@@ -158,3 +174,36 @@ def parameters(workdir: Path, step: int) -> dict[str, np.ndarray]:
     checkpoints.close()
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path): np.asarray(value) for path, value in flat}
+
+
+def order(workdir: Path) -> dict[str, int]:
+    """Records that the steps behind the last parameters consumed (`log_examples`), against what epochs must hold."""
+    from medvlp_jax import config as configs
+    from medvlp_jax.build import open_source
+    from medvlp_jax.data.pipeline import permutation
+
+    config = configs.load(workdir)
+    examples = len(open_source(config, config.data.train_split))
+    history = [json.loads(line) for line in (workdir / "examples.jsonl").read_text().splitlines()]
+    numbers = [line["step"] for line in history]
+    consumed = [index for line in history for index in line["index"]]
+    repeated = skipped = 0
+    for start in range(0, len(consumed), examples):
+        epoch = collections.Counter(consumed[start : start + examples])
+        repeated += sum(count - 1 for count in epoch.values())
+        if start + examples <= len(consumed):
+            skipped += examples - len(epoch)
+    expected = [
+        int(index)
+        for epoch in range(-(-len(consumed) // examples))
+        for index in permutation(config.seed, epoch if config.data.reshuffle else 0, examples)
+    ][: len(consumed)]
+    return {
+        "steps": len(numbers),
+        "steps out of order": sum(number != place for place, number in enumerate(numbers, 1)),
+        "records consumed": len(consumed),
+        "epochs": -(-len(consumed) // examples),
+        "repeated within an epoch": repeated,
+        "skipped within an epoch": skipped,
+        "not where the seed puts them": sum(a != b for a, b in zip(consumed, expected, strict=True)),
+    }

@@ -48,7 +48,8 @@ def check_disjoint(train: RecordSource, scored: RecordSource, *, allow: bool = F
     if len(shared) and not allow:
         raise ValueError(
             f"{len(shared)} patients of the evaluation split {scored.split!r} of {scored.name!r} are also in the "
-            f"training split {train.split!r}: scores would be too good. Choose another data.test_split, or allow "
-            "it with --config.evaluation.allow_patient_overlap=True."
+            f"training split {train.split!r} of {train.name!r}: scores would be too good. Choose another "
+            "data.test_split, prepare the training data without them, or allow it with "
+            "--config.evaluation.allow_patient_overlap=True."
         )
     return len(shared)

@@ -7,20 +7,23 @@ the layout of TensorFlow Datasets: `<data_dir>/<name>/[<config>/]<version>/`.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from medvlp_jax.data import data_sets
 from medvlp_jax.data.labels import CHEXPERT_LABELS
 
 SPLITS = ("train", "validation", "test")
 SOURCE = "_source"
-"""Key under which a builder may add {"patient_id", "study_id", "image_id": raw str, "sha256", "file"} to an example:
-it goes to the side table `ids.csv`, never into the record."""
+"""Key under which a builder may add {"patient_id", "study_id", "image_id": raw str, "sha256", "file", "doubts"} to an
+example: it goes to the side table `ids.csv`, never into the record. Its "facts", a list of slugs, are counted."""
 
 _reading_process: int | None = None  # the one process in which the C++ reader has been used
 _TEXT = ("findings", "impression", "report", "view")
@@ -30,7 +33,8 @@ def features() -> Any:
     """The `tfds.features.FeaturesDict` that every record has.
 
     Images are handed over as encoded bytes (grey PNG or JPEG); text is UTF-8, "" when absent; `labels` is int8 (14,)
-    in the order of `labels.CHEXPERT_LABELS`; ids are `hashed_id`s; boxes are [ymin, xmin, ymax, xmax] in 0..1.
+    in the order of `labels.CHEXPERT_LABELS`; `own_labels` are those of the set in its own words; ids are `hashed_id`s;
+    boxes are [ymin, xmin, ymax, xmax] in 0..1. A phrase and its boxes: `sentence` is its place in `sentences`.
     """
     import tensorflow_datasets as tfds
 
@@ -45,6 +49,7 @@ def features() -> Any:
             "has_impression": f.Scalar(np.bool_),
             "sentences": f.Sequence(f.Text()),
             "labels": f.Tensor(shape=(len(CHEXPERT_LABELS),), dtype=np.int8),
+            "own_labels": f.Sequence({"name": f.Text(), "state": np.int8}),
             "view": f.Text(),
             "patient_id": f.Scalar(np.int64),
             "study_id": f.Scalar(np.int64),
@@ -80,6 +85,7 @@ def example(
     report: str = "",
     sentences: list[str] | None = None,
     labels: np.ndarray | None = None,
+    own_labels: Mapping[str, int] | None = None,
     view: str = "",
     boxes: list[dict[str, Any]] | None = None,
     masks: list[dict[str, Any]] | None = None,
@@ -90,7 +96,8 @@ def example(
     """One example as a builder yields it, with every field filled; raw ids are hashed here and kept in the side table.
 
     Args: image: encoded PNG or JPEG, grey. patient_id, study_id, image_id: raw ids. labels: int8 (14,), default all -2.
-      boxes: [{"box": [ymin, xmin, ymax, xmax] in 0..1, "finding": str, "sentence": int or -1}]. masks: [{"mask": PNG
+      own_labels: {name: 1, 0, -1}. boxes: [{"box": [ymin, xmin, ymax, xmax] in 0..1, "finding": str, "sentence": int
+      or -1}]. masks: [{"mask": PNG
       bytes, "finding": str}]. source: more columns for `ids.csv` ("sha256", "file").
     """
     return {
@@ -102,6 +109,7 @@ def example(
         "has_impression": bool(impression.strip()),
         "sentences": list(sentences or []),
         "labels": np.full(len(CHEXPERT_LABELS), -2, np.int8) if labels is None else np.asarray(labels, np.int8),
+        "own_labels": [{"name": name, "state": int(state)} for name, state in (own_labels or {}).items()],
         "view": view,
         "patient_id": hashed_id(patient_id),
         "study_id": hashed_id(study_id),
@@ -141,10 +149,8 @@ def prepared_folder(data_dir: str | os.PathLike[str], name: str) -> Path:
             if _version(info.parent.name):
                 by_parent.setdefault(info.parent.parent, []).append(info.parent)
     if not by_parent:
-        raise FileNotFoundError(
-            f"The data set {name!r} is not prepared under {os.fspath(data_dir)!r}. "
-            f"Prepare it with: python -m medvlp_jax.prepare {name} --data_dir {os.fspath(data_dir)}"
-        )
+        advice = data_sets.unknown(name) or f"Prepare it with: {data_sets.prepare_command(name, data_dir)}"
+        raise FileNotFoundError(f"The data set {name!r} is not prepared under {os.fspath(data_dir)!r}. {advice}")
     if len(by_parent) > 1 and root / "default" in by_parent:
         by_parent = {root / "default": by_parent[root / "default"]}
     if len(by_parent) > 1:
@@ -156,6 +162,12 @@ def prepared_folder(data_dir: str | os.PathLike[str], name: str) -> Path:
     return max(versions, key=lambda folder: _version(folder.name))
 
 
+def prepared_splits(data_dir: str | os.PathLike[str], name: str) -> list[str]:
+    """The splits of a prepared data set. Raises: as `prepared_folder`."""
+    info = json.loads((prepared_folder(data_dir, name) / "dataset_info.json").read_text(encoding="utf-8"))
+    return [split["name"] for split in info["splits"]]
+
+
 def _version(text: str) -> tuple[int, ...]:
     match = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", text)
     return tuple(int(number) for number in match.groups()) if match else ()
@@ -165,9 +177,10 @@ class RecordSource:
     """Random access to the records of one split: `len(source)`, `source[i]`.
 
     A record is a dict: `image` and `lung_mask` encoded bytes; text as str; `sentences` list of str; `labels` int8
-    (14,); ids int64 and flags bool scalars; `boxes` = {"box": float32 (N, 4), "finding": N str, "sentence": int32
-    (N,)}; `masks` = {"mask": list of PNG bytes, "finding": list of str}. Files are opened by the first
-    read, so a source may be pickled, sent to spawned workers, forked before that read, and read from several threads.
+    (14,); `own_labels` = {"name": N str, "state": int8 (N,)}; ids int64 and flags bool scalars; `boxes` = {"box":
+    float32 (N, 4), "finding": N str, "sentence": int32 (N,)}; `masks` = {"mask": list of PNG bytes, "finding": list of
+    str}. Files are opened by the first read, so a source may be pickled, sent to spawned workers, forked before that
+    read, and read from several threads.
 
     Args: data_dir: root of the prepared data sets. name: data set, or data set/config. split: "train", "validation",
       "test", or a slice such as "train[:10%]".
@@ -240,6 +253,11 @@ class RecordSource:
         record["masks"] = {
             "mask": [bytes(mask) for mask in masks["mask"]],
             "finding": [_string(finding) for finding in masks["finding"]],
+        }
+        own = _columns(raw["own_labels"], ("name", "state")) if "own_labels" in raw else {"name": [], "state": []}
+        record["own_labels"] = {  # sets prepared by earlier versions have none
+            "name": [_string(name) for name in own["name"]],
+            "state": np.asarray(own["state"], np.int8).reshape(-1),
         }
         return record
 

@@ -3,7 +3,7 @@
 `simple` is the default: rule based, nothing to download, original characters. `gloria` (GLoRIA, also MGCA) and
 `medclip` repeat the released code, with effects that matter when numbers are compared: `gloria` splits decimals and
 titles and drops punctuation and everything outside ASCII; `medclip` takes a count or year that ends a sentence for a
-list marker.
+list marker; `medclip_old` is the rule of MedCLIP's older script, that of GLoRIA with sentences of five tokens or more.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ def split_sentences(text: str, rule: str = "simple", *, min_tokens: int | None =
     """Sentences of a report section, in order.
 
     Args: text: any text; line ends are blanks, except that a blank line always ends a sentence. rule: one of `RULES`.
-      min_tokens: shortest sentence kept; default 1 (`simple`), 2 (`gloria`), 5 (`medclip`). Tokens are runs of
-      letters and digits (`simple`, `gloria`) or of letters, digits or punctuation (`medclip`).
+      min_tokens: shortest sentence kept; default 1 (`simple`), 2 (`gloria`), 5 (`medclip`, `medclip_old`). Tokens are
+      runs of letters and digits or, in `medclip`, also of punctuation.
     Raises: ValueError for another rule.
     """
     if rule not in RULES:
-        raise ValueError(f"Unknown sentence rule {rule!r}. Rules: {', '.join(RULES)}.")
+        hint = NOT_HERE.get(rule, "")
+        raise ValueError(f"Unknown sentence rule {rule!r}. Rules: {', '.join(RULES)}.{hint}")
     split, shortest = RULES[rule]
     if min_tokens is not None and min_tokens < 1:
         raise ValueError(f"min_tokens={min_tokens} must be at least 1.")
@@ -119,5 +120,12 @@ RULES: dict[str, tuple[Callable[[str, int], list[str]], int]] = {
     "simple": (_simple, 1),
     "gloria": (_gloria, 2),
     "medclip": (_medclip, 5),
+    "medclip_old": (_gloria, 5),
 }
 """Rule -> (splitter, default of `min_tokens`)."""
+
+NOT_HERE: dict[str, str] = {
+    name: f" {users} split with {package}, which downloads a trained model; the nearest rule here is 'simple'."
+    for name, package, users in (("stanza", "Stanza", "LoVT's scripts"), ("nltk", "NLTK", "MedKLIP's scripts"))
+}
+"""Rules of other projects that are left out -> why, for the error message."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from medvlp_jax.data.labels import ABSENT, CHEXPERT_LABELS, PRESENT, UNCERTAIN
 from medvlp_jax.data.records import RecordSource, hashed_id
 from medvlp_jax.data.staging import Staging, count_reasons
+
+OWN_LABELS_SHOWN = 30
 
 
 def write_rejected_and_ids(folder: Path, staging: Staging) -> None:
@@ -29,7 +31,7 @@ def write_rejected_and_ids(folder: Path, staging: Staging) -> None:
     kinds = ("patient_id", "study_id", "image_id")
     with open(folder / "ids.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["split", *kinds, *(f"{kind}_hash" for kind in kinds), "file", "sha256"])
+        writer.writerow(["split", *kinds, *(f"{kind}_hash" for kind in kinds), "file", "sha256", "doubts"])
         for source in sorted(staging.sources, key=lambda source: source["split"]):  # stable: rows keep their order
             hashes = []
             for kind in kinds:
@@ -37,7 +39,8 @@ def write_rejected_and_ids(folder: Path, staging: Staging) -> None:
                 if raw_of.setdefault((kind, hashes[-1]), source[kind]) != source[kind]:
                     raise ValueError(f"Two different {kind} values hash to {hashes[-1]}; rename one of them.")
             raw = [source[kind] for kind in kinds]
-            writer.writerow([source["split"], *raw, *hashes, source.get("file", ""), source.get("sha256", "")])
+            more = [source.get(name, "") for name in ("file", "sha256", "doubts")]
+            writer.writerow([source["split"], *raw, *hashes, *more])
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -52,7 +55,9 @@ def _count_split(source: RecordSource, split: str, progress: bool) -> dict[str, 
 
     studies, patients = set(), set()
     totals = dict.fromkeys(("has_findings", "has_impression", "with_boxes", "with_masks", "public"), 0)
-    labels = {name: dict.fromkeys(("present", "absent", "uncertain"), 0) for name in CHEXPERT_LABELS}
+    words = {PRESENT: "present", ABSENT: "absent", UNCERTAIN: "uncertain"}
+    labels = {name: dict.fromkeys(words.values(), 0) for name in CHEXPERT_LABELS}
+    own: dict[str, dict[str, int]] = {}
     order = tqdm(range(len(source)), desc=f"checking {split}", unit="record", disable=not progress, leave=False)
     for record in (source[index] for index in order):
         studies.add(int(record["study_id"]))
@@ -63,14 +68,17 @@ def _count_split(source: RecordSource, split: str, progress: bool) -> dict[str, 
         totals["with_masks"] += len(record["masks"]["finding"]) > 0
         totals["public"] += bool(record["public"])
         for name, state in zip(CHEXPERT_LABELS, record["labels"], strict=True):
-            for word, value in (("present", PRESENT), ("absent", ABSENT), ("uncertain", UNCERTAIN)):
-                labels[name][word] += int(state) == value
+            if int(state) in words:
+                labels[name][words[int(state)]] += 1
+        for name, state in zip(record["own_labels"]["name"], record["own_labels"]["state"], strict=True):
+            own.setdefault(name, dict.fromkeys(words.values(), 0))[words[int(state)]] += 1
     return {
         "records": len(source),
         "studies": len(studies),
         "patients": len(patients),
         **totals,
         "labels": labels,
+        "own_labels": own,
         "_patients": patients,
     }
 
@@ -104,6 +112,15 @@ def table(counts: Mapping[str, Any]) -> str:
         states = [split["labels"][label] for split in splits.values()]
         if any(sum(state.values()) for state in states):
             rows.append([label, *(f"{s['present']} +  {s['absent']} -  {s['uncertain']} ?" for s in states)])
+    none = dict.fromkeys(("present", "absent", "uncertain"), 0)
+    own: dict[str, int] = {}
+    for split in splits.values():
+        for name, state in split["own_labels"].items():
+            own[name] = own.get(name, 0) + state["present"]
+    shown = sorted(own, key=lambda name: (-own[name], name))[:OWN_LABELS_SHOWN]
+    for name in shown:
+        states = [split["own_labels"].get(name, none) for split in splits.values()]
+        rows.append([f"own: {name}", *(f"{s['present']} +  {s['absent']} -  {s['uncertain']} ?" for s in states)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:
@@ -111,20 +128,43 @@ def table(counts: Mapping[str, Any]) -> str:
         lines.append("  ".join([row[0].ljust(widths[0]), *cells]))
     if len(rows) > 9:
         lines.append("(labels: present +, absent -, uncertain ?; the rest is not mentioned)")
+    if len(own) > len(shown):
+        lines.append(f"(own: the set's own words; {len(own) - len(shown)} rarer ones are in counts.json)")
     rejected = counts["rejected"]
     lines.append(
         f"Rejected: {sum(rejected.values())}" + "".join(f"\n  {reason}: {n}" for reason, n in rejected.items())
     )
     if counts["patients_in_two_splits"]:
         lines.append(f"WARNING: {counts['patients_in_two_splits']} patients occur in more than one split.")
+    if counts["identical_files"]:
+        lines.append(f"Files that repeat another byte for byte: {counts['identical_files']} (sha256 in ids.csv)")
+    if counts["identical_files_in_two_splits"]:
+        lines.append(f"WARNING: {counts['identical_files_in_two_splits']} files occur in more than one split.")
     return "\n".join(lines)
 
 
 def count_all(sources: Mapping[str, RecordSource], staging: Staging, progress: bool = False) -> dict[str, Any]:
     """The content of `counts.json`; reads every record back.
 
-    Returns: {"splits": {split: numbers}, "rejected": {reason: number}, "patients_in_two_splits": number}.
+    Returns: {"splits": {split: numbers}, "rejected": {reason: number}, "patients_in_two_splits": number,
+      "identical_files": number, "identical_files_in_two_splits": number}.
     """
     splits = {split: _count_split(source, split, progress) for split, source in sources.items()}
     shared = _shared_patients(splits)
-    return {"splits": splits, "rejected": count_reasons(staging.rejections), "patients_in_two_splits": shared}
+    repeated, apart = identical_files(staging.sources)
+    return {
+        "splits": splits,
+        "rejected": count_reasons(staging.rejections),
+        "patients_in_two_splits": shared,
+        "identical_files": repeated,
+        "identical_files_in_two_splits": apart,
+    }
+
+
+def identical_files(sources: Iterable[Mapping[str, str]]) -> tuple[int, int]:
+    """(files that repeat another one byte for byte, contents that occur in more than one split)."""
+    splits_of: dict[str, list[str]] = {}
+    for source in sources:
+        if source.get("sha256"):
+            splits_of.setdefault(source["sha256"], []).append(source["split"])
+    return sum(len(of) - 1 for of in splits_of.values()), sum(len(set(of)) > 1 for of in splits_of.values())

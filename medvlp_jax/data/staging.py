@@ -13,6 +13,7 @@ Killed at any moment, a rerun redoes only the unfinished chunks, and the built f
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import dataclasses
 import functools
@@ -91,6 +92,7 @@ class Staging:
         self.rejections: list[Rejection] = []
         self.sources: list[dict[str, str]] = []
         self.provenance: dict[str, Any] = {}
+        self.facts: collections.Counter[str] = collections.Counter()
         self.reused = self.made = 0
 
     def remove(self) -> None:
@@ -205,6 +207,7 @@ def _examples(
         for key, example in payload["examples"]:
             source = example.pop(SOURCE, None)
             if source is not None:
+                staging.facts.update(source.pop("facts", ()))
                 staging.sources.append({"split": split, **source})
             yield key, example
 
@@ -277,14 +280,15 @@ def config_dict(config: Any) -> dict[str, Any]:
 
 
 def code_digest(make_examples: Callable[..., Any]) -> str:
-    """Digest of the Python files beside `make_examples` and of this package, so that edited code never meets stale
-    chunks."""
+    """Digest of the Python files beside `make_examples`, of those it shares with its neighbours one folder up, and of
+    this package, so that edited code never meets stale chunks."""
     while isinstance(make_examples, functools.partial):
         make_examples = make_examples.func
     module = importlib.import_module(make_examples.__module__)
     folders = {Path(__file__).parent}
     if getattr(module, "__file__", None):
-        folders.add(Path(module.__file__).parent)  # type: ignore[arg-type]
+        folder = Path(module.__file__).parent  # type: ignore[arg-type]
+        folders |= {folder, folder.parent} if (folder / "__init__.py").exists() else {folder}
     digest = hashlib.sha256()
     for folder in sorted(folders):
         for path in sorted(folder.glob("*.py")):

@@ -1,5 +1,6 @@
 """Pretrained encoders from a folder, a file or the Hugging Face hub, and back to a folder transformers opens."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping
@@ -35,21 +36,50 @@ def load_bert(weights: str | Path, *, num_layers: int | None = None, pooler: boo
         ValueError: not a BERT, or weights that do not fit it (names and shapes listed).
     """
     folder = resolve_weights(weights)
-    if not (folder / "config.json").exists():
-        raise FileNotFoundError(f"{str(folder)!r} has no config.json; a BERT folder holds config.json and weights.")
-    config = BertConfig.from_json(folder / "config.json")
+    full = BertConfig.from_json(_config_file(folder))
+    config = _cut(full, num_layers)
     ignore = list(_BERT_HEADS)
     if not pooler:
         ignore.append(r"pooler\..*")
-    if num_layers is not None:
-        if not 1 <= num_layers <= config.num_hidden_layers:
-            raise ValueError(f"num_layers={num_layers} is not in 1..{config.num_hidden_layers}.")
-        ignore.append(rf"encoder\.layer\.({'|'.join(map(str, range(num_layers, config.num_hidden_layers)))})\..*")
-        config = BertConfig(**{**vars(config), "num_hidden_layers": num_layers})
+    if config != full:
+        cut = map(str, range(config.num_hidden_layers, full.num_hidden_layers))
+        ignore.append(rf"encoder\.layer\.({'|'.join(cut)})\..*")
     ids = jnp.zeros((1, 2), jnp.int32)
     like = jax.eval_shape(Bert(config, pooler=pooler).init, jax.random.key(0), ids, ids)
     params, _ = from_torch_names(load_tensors(folder), "bert", like, ignore=ignore)
     return config, {"params": params}
+
+
+def load_bert_config(weights: str | Path, *, num_layers: int | None = None) -> tuple[BertConfig, bool]:
+    """Shape of a BERT from `config.json` alone, without its weights and without the network.
+
+    Returns: the shape, and whether it was found: of a hub repository that is not in the local cache, that of BERT-base.
+    Raises: FileNotFoundError, ValueError as `load_bert`.
+    """
+    file = Path(weights).expanduser()
+    if file.exists():
+        return _cut(BertConfig.from_json(_config_file(file)), num_layers), True
+    _check_repository(weights)
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(str(weights), "config.json")
+    found = isinstance(cached, str)
+    return _cut(BertConfig.from_json(cached) if found else BertConfig(), num_layers), found
+
+
+def _config_file(folder: Path) -> Path:
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(f"{str(folder)!r} has no config.json; a BERT folder holds config.json and weights.")
+    return folder / "config.json"
+
+
+def _cut(config: BertConfig, num_layers: int | None) -> BertConfig:
+    """The shape with its first layers only."""
+    if num_layers is None:
+        return config
+    if not 1 <= num_layers <= config.num_hidden_layers:
+        raise ValueError(f"num_layers={num_layers} is not in 1..{config.num_hidden_layers}.")
+    return dataclasses.replace(config, num_hidden_layers=num_layers)
 
 
 def save_bert(folder: str | Path, config: BertConfig, variables: Mapping[str, Any]) -> None:
@@ -130,8 +160,7 @@ def resolve_weights(weights: str | Path) -> Path:
     path = Path(weights).expanduser()
     if path.exists():
         return path
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", str(weights)):
-        raise FileNotFoundError(f"{str(weights)!r} is neither an existing path nor a hub repository 'owner/name'.")
+    _check_repository(weights)
     try:
         from huggingface_hub import snapshot_download
 
@@ -145,3 +174,8 @@ def resolve_weights(weights: str | Path) -> Path:
             "model.safetensors into a folder and give that folder; a gated repository needs `hf auth login`."
         ) from error
     return folder
+
+
+def _check_repository(weights: str | Path) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", str(weights)):
+        raise FileNotFoundError(f"{str(weights)!r} is neither an existing path nor a hub repository 'owner/name'.")

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from medvlp_jax.layers.product_norm import product_norm
+
 StatsScope = Literal["global", "group", "frozen"]
 SCOPES: tuple[str, ...] = ("global", "group", "frozen")
 
@@ -43,12 +45,17 @@ class BatchNorm(nn.Module):
     scale_init: nn.initializers.Initializer = nn.initializers.ones
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, valid_N: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, train: bool, valid_N: jax.Array | None = None, kernel: jax.Array | None = None
+    ) -> jax.Array:
         """Normalises x [N, ..., C]; returns the same shape in ``dtype`` (default: the dtype of x).
 
         ``valid_N`` (bool) keeps rows out of the statistics, e.g. reports without the section; they are normalised all
         the same. It may have more of the leading axes of x, e.g. [N, L] for padding in sequences. Every group needs at
         least two valid values, or its running update is that of zero variance.
+
+        ``kernel`` [1, 1, C, O]: normalises the 1x1 convolution of x with it, which is never kept (``product_norm``);
+        for training with ``global`` statistics, scale and bias.
 
         Raises:
             ValueError: unknown scope, rows that do not split into views or groups, or fewer than two values per
@@ -58,7 +65,7 @@ class BatchNorm(nn.Module):
             raise ValueError(
                 f"BatchNorm stats_scope={self.stats_scope!r} is unknown. Choose one of {', '.join(SCOPES)}."
             )
-        channels = x.shape[-1]
+        channels = x.shape[-1] if kernel is None else kernel.shape[-1]
         scale = self.param("scale", self.scale_init, (channels,), jnp.float32) if self.use_scale else None
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32) if self.use_bias else None
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
@@ -68,18 +75,12 @@ class BatchNorm(nn.Module):
         if not train or self.stats_scope == "frozen":
             return _normalize(x, running_mean.value, running_var.value, scale, bias, self.epsilon).astype(dtype)
 
-        # init may see a batch of any size: it needs shapes, not groups, and leaves the running statistics alone.
-        if self.is_initializing() or self.stats_scope == "global":
-            rows = x[None]
-            axes = tuple(range(1, x.ndim))
+        if kernel is not None:
+            count = math.prod(x.shape[:-1])
+            y, mean, var = product_norm(x, kernel, scale, bias, self.epsilon)
         else:
-            rows = _split_groups(x, self.group_size, self.views)
-            axes = (1, *range(3, x.ndim + 1))
-        if valid_N is not None:
-            groups = rows.shape[: rows.ndim - x.ndim + 1]
-            valid_N = valid_N.reshape(*groups, *valid_N.shape[1:], *[1] * (x.ndim - valid_N.ndim))
-        mean, var, count = _moments(rows, axes, valid_N, running_mean.value)
-        y = _normalize(rows, mean, var, scale, bias, self.epsilon).reshape(x.shape).astype(dtype)
+            y, mean, var, count = self._over_rows(x, running_mean.value, scale, bias, valid_N)
+        y = y.astype(dtype)
 
         if not self.is_initializing():
             if isinstance(count, int) and count < 2:
@@ -95,6 +96,22 @@ class BatchNorm(nn.Module):
                 running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * means_VxC[view]
                 running_var.value = self.momentum * running_var.value + (1 - self.momentum) * vars_VxC[view]
         return y
+
+    @nn.nowrap
+    def _over_rows(self, x, near, scale, bias, valid_N):
+        """The normalised x, and its statistics with the number of values behind them; `near`: about the mean."""
+        # init may see a batch of any size: it needs shapes, not groups, and leaves the running statistics alone.
+        if self.is_initializing() or self.stats_scope == "global":
+            rows = x[None]
+            axes = tuple(range(1, x.ndim))
+        else:
+            rows = _split_groups(x, self.group_size, self.views)
+            axes = (1, *range(3, x.ndim + 1))
+        if valid_N is not None:
+            groups = rows.shape[: rows.ndim - x.ndim + 1]
+            valid_N = valid_N.reshape(*groups, *valid_N.shape[1:], *[1] * (x.ndim - valid_N.ndim))
+        mean, var, count = _moments(rows, axes, valid_N, near)
+        return _normalize(rows, mean, var, scale, bias, self.epsilon).reshape(x.shape), mean, var, count
 
 
 def _split_groups(x: jax.Array, group_size: int, views: int) -> jax.Array:

@@ -26,7 +26,7 @@ from medvlp_jax.plan import costs, search  # noqa: E402
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with arguments: configs/imitate.py")
 _TOPOLOGY = flags.DEFINE_multi_string("topology", None, "Slice, such as v5e:4x4 or v5e:16x16*2; may be repeated.")
 _EXAMPLES = flags.DEFINE_integer("examples", 0, "Training examples; 0: those of the prepared data set, if there.")
-_TEXT_WIDTH = flags.DEFINE_integer("text_width", 768, "Width of the frozen text vectors.")
+_TEXT_WIDTH = flags.DEFINE_integer("text_width", 768, "Width of cached text vectors.")
 _PRICE = flags.DEFINE_multi_string("price", [], "Price of a chip-hour, such as v5e=1.2; may be repeated.")
 _LARGEST = flags.DEFINE_boolean("largest", False, "Also find the largest batch per chip that fits.")
 _JSON = flags.DEFINE_boolean("json", False, "Print one JSON line per slice instead of text.")
@@ -102,14 +102,13 @@ def run(config: Any, names: list[str]) -> None:
     """The command, after its flags are parsed."""
     prices, examples = _prices(_PRICE.value), _examples(config, _EXAMPLES.value)
     settings = {"examples": examples, "text_width": _TEXT_WIDTH.value}
+    say = lambda line: print(line, file=sys.stderr)  # noqa: E731
     for name in names:
         slice_ = topology.describe(name)
-        plan = costs.make_plan(config, slice_, price=prices.get(slice_.kind), **settings)
+        plan = costs.make_plan(config, slice_, price=prices.get(slice_.kind), say=say, **settings)
         found: dict[str, Any] = {}
         if plan.fits:
-            found["remedies"] = search.remedies(
-                config, slice_, say=lambda line: print(line, file=sys.stderr), **settings
-            )
+            found["remedies"] = search.remedies(config, slice_, say=say, **settings)
         if _LARGEST.value:
             found["largest_batch_per_chip"] = search.largest_batch(config, slice_, **settings)
         if _JSON.value:

@@ -9,17 +9,19 @@ from typing import Any
 import jax
 import numpy as np
 
+from medvlp_jax.plan import traffic
+
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
     """Per device.
 
-    arguments, temporaries, total: bytes of memory. flops, memory_traffic (bytes read and written): as the compiler
-    counts them, loop bodies once. seconds: its own estimate, None where it has none. collectives: kind -> (count, bytes
-    of their results).
+    arguments, temporaries, total: bytes of memory. flops: as the compiler counts them, loop bodies once.
+    memory_traffic (bytes read and written) and seconds (None where it has no estimate): the compiler's, which count
+    loop bodies once, times `loops`: how many times more the program moves when they count by the length of the loop.
+    collectives: kind -> (count, bytes of their results).
     """
 
     arguments: int
@@ -28,6 +30,7 @@ class Cost:
     flops: float
     memory_traffic: float
     seconds: float | None
+    loops: float
     collectives: dict[str, tuple[int, int]]
 
 
@@ -40,15 +43,17 @@ def cost(compiled: jax.stages.Compiled) -> Cost:
         + memory.temp_size_in_bytes
         - memory.alias_size_in_bytes
     )
-    seconds = analysis.get("optimal_seconds", -1.0)
+    seconds, hlo = analysis.get("optimal_seconds", -1.0), compiled.as_text()
+    loops = traffic.loop_factor(traffic.Program(hlo))
     return Cost(
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         total=total,
         flops=analysis.get("flops", 0.0),
-        memory_traffic=analysis.get("bytes accessed", 0.0),
-        seconds=seconds if seconds > 0 else None,
-        collectives=collectives(compiled.as_text()),
+        memory_traffic=loops * analysis.get("bytes accessed", 0.0),
+        seconds=loops * seconds if seconds > 0 else None,
+        loops=loops,
+        collectives=collectives(hlo),
     )
 
 
@@ -74,7 +79,9 @@ def collectives(hlo: str) -> dict[str, tuple[int, int]]:
         if match[3] and match[2] in ("all-gather", "collective-permute"):
             arrays = arrays[len(arrays) // 2 :]  # what such a start returns holds its operands first
         counts[match[2]] += 1
-        sizes[match[2]] += sum(_BYTES.get(t, 4) * math.prod(int(n) for n in s.split(",") if n) for t, s in arrays)
+        sizes[match[2]] += sum(
+            traffic.BYTES.get(t, 4) * math.prod(int(n) for n in s.split(",") if n) for t, s in arrays
+        )
     scattered = len(set(re.findall(r"%(all-reduce-scatter[\w.]*) = ", hlo)))
     if scattered:
         counts["reduce-scatter"] += scattered

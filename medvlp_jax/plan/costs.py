@@ -3,14 +3,17 @@
 import dataclasses
 import math
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 
-from medvlp_jax import build, methods, optim, sharding
+from medvlp_jax import build, methods, optim, sharding, text_tower
 from medvlp_jax import step as steps
 from medvlp_jax.plan import topology
 from medvlp_jax.plan.compiled import Cost, cost, count_flops, largest_arrays
+
+Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,8 +21,8 @@ class Plan:
     """One run on one slice; bytes, FLOPs and seconds are per chip unless said otherwise.
 
     fits: None when the program fits, else what the compiler says. memory: what holds how many bytes. model_flops: of
-    all chips, counted from shapes, the forward pass three times. bounds: seconds that compute, memory and network take
-    at their peak rates. step_seconds: the largest of them. mfu: at that time.
+    all chips, counted from shapes, the forward pass three times, a frozen text tower once. bounds: seconds that
+    compute, memory and network take at their peak rates. step_seconds: the largest of them. mfu: at that time.
     """
 
     topology: str
@@ -42,73 +45,113 @@ class Plan:
     largest_arrays: list[str]
 
 
-def lower_step(config: Any, mesh: Any, *, text_width: int, examples: int) -> tuple[Any, Any, Any]:
-    """The training step of a run, lowered for a mesh from shapes alone.
+class Lowered(NamedTuple):
+    """A training step lowered for a mesh. target, frozen, batch: ShapeDtypeStructs of its arguments.
+
+    tower: the frozen text tower when it runs inside the step; `frozen` are its variables.
+    """
+
+    step: jax.stages.Lowered
+    model: Any
+    target: dict[str, Any]
+    frozen: Any
+    batch: dict[str, Any]
+    tower: text_tower.TextTower | None
+
+
+def lower_step(config: Any, mesh: Any, *, text_width: int, examples: int, say: Say = print) -> Lowered:
+    """The training step of a run, lowered for a mesh from shapes alone; with the text tower unless vectors are cached.
 
     Where the number of examples is not known (0), the schedules have some length; the program is the same.
 
-    Returns: the lowered step, the state's and the batch's ShapeDtypeStructs.
-    Raises: ValueError for a batch that does not split over the mesh, or text towers inside the step.
+    Raises: ValueError for a batch that does not split over the mesh, or that no schedule of its pairs fits;
+      FileNotFoundError for a text tower inside the step that is not there.
     """
-    if not (config.text.cache or config.text.trained):
-        raise ValueError("plan compiles steps with cached text vectors: use --config.text.cache=True.")
     sharding.check_batch(config.batch_size, mesh, parts=config.micro_batches)
     total_steps = max(build.steps_of(config, examples), config.optimizer.warmup_steps + 1)
     method = methods.get(config.method)
-    model, tx = method.build(config), optim.optimizer(config.optimizer, total_steps)
-    example = build.batch_shapes(config, text_width)
-    target = steps.sharded_state(model, tx, example, config.seed, mesh)[1]
-    batch = batch_structs(config, text_width)
-    sweep = build.pair_sweep(config, mesh)[0]
-    schedule = optim.schedule(config.optimizer, total_steps)
-    step = steps.make_train_step(
-        model, method, tx, config, examples=max(examples, 1), learning_rate=schedule, sweep=sweep
+    outline = None if config.text.cache else text_tower.outline(config, say)
+    tower = None if config.text.trained else outline  # one that is trained is a part of the model
+    model = method.build(config, outline.config if outline else None)
+    tx = optim.optimizer(config.optimizer, total_steps)
+    width = outline.width if outline else text_width
+    target = steps.sharded_state(model, tx, build.batch_shapes(config, width), config.seed, mesh)[1]
+    batch = batch_structs(config, width, tokens=tower is not None)
+    whole = sharding.replicated(mesh)
+    frozen = jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole), tower.variables if tower else {}
     )
-    return steps.compile_train_step(step, target, mesh).lower(target, {}, batch), target, batch
+    step = steps.make_train_step(
+        model,
+        method,
+        tx,
+        config,
+        examples=max(examples, 1),
+        tower=tower,
+        learning_rate=optim.schedule(config.optimizer, total_steps),
+        sweep=build.pair_sweep(config, mesh)[0],
+    )
+    lowered = steps.compile_train_step(step, target, mesh).lower(target, frozen, batch)
+    return Lowered(lowered, model, target, frozen, batch, tower)
 
 
-def batch_structs(config: Any, text_width: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a global training batch with cached text vectors."""
-    size = config.batch_size
+def batch_structs(config: Any, text_width: int, *, tokens: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a global training batch, with cached text vectors or with tokens."""
+    size, struct = config.batch_size, jax.ShapeDtypeStruct
     shapes = {
-        name: jax.ShapeDtypeStruct((size, *one.shape[1:]), one.dtype)
-        for name, one in build.batch_shapes(config, text_width).items()
+        name: struct((size, *one.shape[1:]), one.dtype) for name, one in build.batch_shapes(config, text_width).items()
     }
-    return shapes | {f"{section}_hash": jax.ShapeDtypeStruct((size,), "int32") for section in config.text.sections}
+    for section in config.text.sections:
+        shapes[f"{section}_hash"] = struct((size,), "int32")
+        if tokens:
+            del shapes[f"{section}_embedding"]
+            shapes[f"{section}_ids"] = struct((size, config.text.max_length), "int32")
+            shapes[f"{section}_mask"] = struct((size, config.text.max_length), "bool")
+    return shapes
 
 
-def forward_jaxpr(config: Any, batch: dict[str, Any]) -> Any:
-    """The loss of a global batch as a jaxpr, for counting; dense and in one piece, whatever the config says."""
-    method = methods.get(config.method)
-    model = method.build(config)
-    variables = jax.eval_shape(lambda: steps.init_variables(model, batch, config.seed))
+def jaxprs(config: Any, lowered: Lowered) -> tuple[Any, Any]:
+    """For counting: the loss of a global batch from text vectors, dense and in one piece, and the text tower."""
+    method, model = methods.get(config.method), lowered.model
+    text = jax.make_jaxpr(lambda frozen, batch: steps.with_text_vectors(batch, lowered.tower, frozen))
+    vectors = batch_structs(config, lowered.tower.width) if lowered.tower else lowered.batch
+    variables = jax.eval_shape(lambda: steps.init_variables(model, vectors, config.seed))
 
     def loss(variables, batch):
         rngs = {"channels": jax.random.key(0)}
         embeddings, _ = model.apply(variables, batch, train=True, rngs=rngs, mutable=["batch_stats"])
         return method.loss(embeddings, batch, config, 0)[0]
 
-    return jax.make_jaxpr(loss)(variables, batch).jaxpr
+    return jax.make_jaxpr(loss)(variables, vectors).jaxpr, text(lowered.frozen, lowered.batch).jaxpr
 
 
 def make_plan(
-    config: Any, slice_: topology.Topology, *, examples: int, text_width: int, price: float | None = None
+    config: Any,
+    slice_: topology.Topology,
+    *,
+    examples: int,
+    text_width: int,
+    price: float | None = None,
+    say: Say = print,
 ) -> Plan:
     """Compiles the step for a slice and works out what the run takes there."""
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, slice_.devices)
     total_steps = build.steps_of(config, examples)
     chips, chip = len(slice_.devices), slice_.chip
     start = time.perf_counter()
-    lowered, target, batch = lower_step(config, mesh, text_width=text_width, examples=examples)
-    jaxpr = forward_jaxpr(config, batch)
+    lowered = lower_step(config, mesh, text_width=text_width, examples=examples, say=say)
+    trained, text = jaxprs(config, lowered)
+    state = lowered.target
     memory = {
-        "parameters": _bytes_per_chip(target["params"]) + _bytes_per_chip(target["batch_stats"]),
-        "optimizer": _bytes_per_chip(target["opt_state"]),
-        "batch": sum(math.prod(s.shape) * s.dtype.itemsize for s in batch.values()) // chips,
+        "parameters": _bytes_per_chip(state["params"]) + _bytes_per_chip(state["batch_stats"]),
+        "optimizer": _bytes_per_chip(state["opt_state"]),
+        "batch": sum(math.prod(s.shape) * s.dtype.itemsize for s in lowered.batch.values()) // chips,
     }
-    program, refused = topology.compile_for_chip(lowered, slice_)
+    if lowered.tower:
+        memory["text tower"] = _bytes_per_chip(lowered.frozen)
+    program, refused = topology.compile_for_chip(lowered.step, slice_)
     compiled = cost(program) if program else None
-    model_flops = 3.0 * count_flops(jaxpr)
+    model_flops = 3.0 * count_flops(trained) + count_flops(text)
     bounds = {}
     if compiled:
         memory |= {"activations and temporaries": compiled.temporaries, "total": compiled.total}
@@ -137,7 +180,7 @@ def make_plan(
         hours=hours,
         chip_hours=hours * chips if hours else None,
         price=hours * chips * price if hours and price is not None else None,
-        largest_arrays=largest_arrays(jaxpr, chips) if refused else [],
+        largest_arrays=largest_arrays(trained, chips) if refused else [],
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medvlp_jax import config as configs
-from medvlp_jax import sharding
+from medvlp_jax import sharding, text_tower
 from medvlp_jax.plan import costs, topology
 from medvlp_jax.plan.compiled import cost
 
@@ -72,8 +72,8 @@ def bytes_per_chip(config: Any, slice_: topology.Topology, *, examples: int, tex
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))["bytes"]
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, slice_.devices)
-    lowered = costs.lower_step(config, mesh, text_width=text_width, examples=examples)[0]
-    program, _ = topology.compile_for_chip(lowered, slice_)
+    lowered = costs.lower_step(config, mesh, text_width=text_width, examples=examples, say=lambda line: None)
+    program, _ = topology.compile_for_chip(lowered.step, slice_)
     total = cost(program).total if program else None
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"bytes": total, "topology": slice_.name}), encoding="utf-8")
@@ -94,7 +94,8 @@ def _cache_file(config: Any, name: str, text_width: int) -> Path:
     sources = hashlib.sha256()
     for file in sorted(Path(__file__).parents[1].rglob("*.py")):
         sources.update(file.read_bytes())
+    text = None if config.text.cache else vars(text_tower.outline(config, lambda line: None).config)
     key = json.dumps(
-        [configs.flat(config), name, text_width, versions, sources.hexdigest()], sort_keys=True, default=str
+        [configs.flat(config), name, text_width, text, versions, sources.hexdigest()], sort_keys=True, default=str
     )
     return root / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"

@@ -64,7 +64,7 @@ def describe(name: str) -> Topology:
 
     Raises: ValueError for a name that is none, listing examples; ImportError without the TPU compiler.
     """
-    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)(?:\*(\d+))?", name)
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)(?:\*([1-9]\d*))?", name)
     examples = "; ".join(f"{kind}: {', '.join(chip.shapes)}" for kind, chip in CHIPS.items())
     if not match or match[1] not in CHIPS:
         raise ValueError(f"Unknown topology {name!r}. A name is KIND:SHAPE, optionally *SLICES. Known: {examples}.")

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from medvlp_jax.report.run_folder import NOT_TERMS, Run
+from medvlp_jax.report.run_folder import ACCOUNT, NOT_TERMS, Run
 from medvlp_jax.report.scores import TITLES, Score
 
 SERIES = 6  # colours that a chart can tell apart
@@ -37,7 +37,8 @@ class Chart(NamedTuple):
 
 def training_charts(run: Run) -> list[Chart]:
     """Loss and its terms, learning rate, gradient norm, validation scores, images per second; those that exist."""
-    terms = sorted({name for line in run.training for name in line if name not in (*NOT_TERMS, "loss")})
+    names = {name for line in run.training for name in line if not name.startswith(ACCOUNT)}
+    terms = sorted(names - {*NOT_TERMS, "loss"})
     lines = run.training
     plans: list[tuple[str, list[Series], bool]] = [
         ("Loss", [_series("training", lines, "loss"), _series("validation", run.validation, "loss")], False),

@@ -110,7 +110,7 @@ def _cards(embedded: pool.Pool, run: Any) -> list[dict[str, Any]]:
                 "record": row,
                 "kind": chosen.kind,
                 "finding": None if chosen.finding is None else CHEXPERT_LABELS[chosen.finding],
-                "picture": _jpeg(_enlarged(embedded.view_NxSxSx1[row, ..., 0])),
+                "picture": jpeg(_enlarged(embedded.view_NxSxSx1[row, ..., 0])),
                 "texts": _sections(record),
                 "rank": float(image_to_text_places(iter([score_1xM]), own_N[[row]]).ranks()[0]),
                 "candidates": len(first_M),
@@ -170,7 +170,7 @@ def _heat_maps(embedded: pool.Pool, run: Any, row: int, findings: Sequence[int])
         boxes = [box for box in seen if box is not None]
         heat_SxS = upsample(embedded.map_NxhxwxF[row, ..., f], view_SxS.shape)
         picture = overlay(view_SxS, heat_SxS, low=low, high=high, boxes=boxes, scale=_scale(view_SxS), opacity=0.55)
-        entry = {"finding": CHEXPERT_LABELS[f], "picture": _jpeg(picture), "boxes": len(boxes)}
+        entry = {"finding": CHEXPERT_LABELS[f], "picture": jpeg(picture), "boxes": len(boxes)}
         maps.append(entry | {"low": round(low, 6), "high": round(high, 6)})
     return maps
 
@@ -193,7 +193,8 @@ def _enlarged(view_SxS: NDArray) -> NDArray:
     return cv2.resize(view_SxS, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
 
 
-def _jpeg(picture: NDArray) -> str:
+def jpeg(picture: NDArray) -> str:
+    """uint8 picture, grey or RGB -> JPEG in base64, for a page."""
     from PIL import Image
 
     out = io.BytesIO()

@@ -7,6 +7,7 @@ from typing import Any
 
 import jinja2
 
+from medvlp_jax.goodput import BEAT_SECONDS
 from medvlp_jax.metrics import clock
 from medvlp_jax.report import charts, scores
 from medvlp_jax.report.environment import environment
@@ -68,10 +69,10 @@ def write_report(
         single = Path(out) if out is not None and len(found) == 1 else None
         for run in found:
             path = single or run.path / REPORT
-            _write(path, _report_page(run, data_dir, pictures, say))
+            write(path, _report_page(run, data_dir, pictures, say))
         if len(found) > 1:
             path = Path(out) if out is not None else Path(COMPARISON)
-            _write(path, _comparison_page(found))
+            write(path, _comparison_page(found))
     except (ValueError, FileNotFoundError):
         raise
     except Exception as error:  # a report must not end a training run in any other way
@@ -83,7 +84,7 @@ def _report_page(run: Run, data_dir: str | Path | None, pictures: bool, say: Cal
     made, note = None, "Made without pictures, as asked."
     if pictures:
         made, note = _pictures(run, data_dir, say)
-    return _render(
+    return render(
         "run.html",
         run=run,
         command=command(run),
@@ -92,6 +93,7 @@ def _report_page(run: Run, data_dir: str | Path | None, pictures: bool, say: Cal
         groups=run.scores.groups if run.scores else [],
         tiles=tiles(run),
         timing=timing(run.training),
+        beat=f"{BEAT_SECONDS:.0f}",
         gallery=made,
         gallery_note=note,
     )
@@ -100,7 +102,7 @@ def _report_page(run: Run, data_dir: str | Path | None, pictures: bool, say: Cal
 def _comparison_page(runs: Sequence[Run]) -> str:
     scored = [run for run in runs if run.scores]
     differences = unlike(scored)
-    return _render(
+    return render(
         "comparison.html",
         runs=runs,
         scored=scored,
@@ -153,7 +155,7 @@ def tiles(run: Run) -> list[dict[str, str]]:
         found.append({"label": "Trainable parameters", "value": run.parameters, "note": "text tower not counted"})
     if spent:
         note = f"{spent.steps:,} steps, {spent.images_per_second:,.0f} images/s"
-        found.append({"label": "Training time", "value": clock(spent.seconds), "note": note})
+        found.append({"label": "Training time", "value": clock(spent.total), "note": note})
     return found
 
 
@@ -168,7 +170,8 @@ def unlike(scored: Sequence[Run]) -> list[str]:
     return sentences
 
 
-def _render(template: str, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
+    """A template of `report/templates` filled in; text is escaped, a name without a value is an error."""
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("medvlp_jax.report"),
         autoescape=True,
@@ -186,7 +189,8 @@ def _dots(points: Sequence[Sequence[int]]) -> str:
     return "".join(f"M{int(x)} {int(y)}h0" for x, y in points)
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
+    """Puts a page in place in one step. Raises: ValueError naming what to do when it cannot be written."""
     part = path.with_name(f"{path.name}.tmp")
     try:
         part.write_text(text, encoding="utf-8")

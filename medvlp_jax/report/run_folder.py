@@ -12,6 +12,7 @@ from medvlp_jax.metrics import read_metrics
 from medvlp_jax.report.scores import Scores, read_scores
 
 RATES = ("steps_per_second", "images_per_second", "data_wait_share")
+ACCOUNT = "goodput/"  # names of measured times, see `timing`
 NOT_TERMS = ("step", "seconds", "gradient_norm", "learning_rate", "mu", *RATES)
 
 _LOG_WORDS = ("command", "devices", "model", "compile", "trained", "stopped")

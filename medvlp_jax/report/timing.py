@@ -1,69 +1,64 @@
-"""Where the training time went, from the clock and the rates in `metrics.jsonl`."""
+"""Where the time of a run went: the account that training keeps (`goodput`), as `metrics.jsonl` holds it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from medvlp_jax import goodput
+
 
 class Timing(NamedTuple):
-    """Seconds of the training clock by use, over all sessions of a run; rates over the steps that were measured.
+    """The measured account of a run over all its attempts.
 
-    computing: steps, without waiting for data. starting: first interval of each session (compilation, first steps).
-    pauses: evaluation and checkpoints. Time between sessions is not on the clock.
+    steps: the last one. seconds: wall clock by use (`goodput.USES`), restarts and time between attempts included.
+    lost_steps: computed, lost in a crash and computed again. Rates: of the steps that stayed, the first of each attempt
+    left out.
     """
 
     steps: int
-    seconds: float
-    computing: float
-    waiting: float
-    pauses: float
-    starting: float
-    sessions: int
+    seconds: dict[str, float]
+    attempts: int
+    lost_steps: int
     steps_per_second: float
     images_per_second: float
 
     @property
+    def total(self) -> float:
+        """Seconds from the first start to the end."""
+        return sum(self.seconds.values())
+
+    @property
     def goodput(self) -> float:
-        """Share of the clock spent computing steps."""
-        return self.computing / self.seconds if self.seconds else 0.0
+        """Share of all seconds spent on steps that stayed."""
+        return goodput.share(self.seconds)
 
     @property
     def wait_share(self) -> float:
-        """Share of the measured step time spent waiting for data."""
-        working = self.computing + self.waiting
-        return self.waiting / working if working else 0.0
+        """Share of the time of steps spent waiting for data."""
+        working = self.seconds["step"] + self.seconds["data_wait"]
+        return self.seconds["data_wait"] / working if working else 0.0
+
+    @property
+    def uses(self) -> list[tuple[str, str, float, float]]:
+        """Name, words, seconds and share of the total of every use that took time, as `goodput.USES` orders them."""
+        names = [use for use in goodput.USES if self.seconds[use] > 0]
+        return [(use, goodput.USES[use], self.seconds[use], self.seconds[use] / self.total) for use in names]
 
 
 def timing(training: Sequence[Mapping[str, Any]]) -> Timing | None:
-    """Timing from the training lines of a run; None when they hold no clock."""
-    computing = waiting = pauses = starting = images = 0.0
-    measured = sessions = 0
-    before = {"step": 0, "seconds": 0.0}
-    lines = [line for line in training if isinstance(line.get("seconds"), int | float)]
-    for line in lines:
-        elapsed = max(line["seconds"] - before["seconds"], 0.0)
-        steps = line["step"] - before["step"]
-        speed = line.get("steps_per_second")
-        if not speed:  # a session's first line has no rates
-            sessions += 1
-            starting += elapsed
-        elif steps > 0:
-            working = min(steps / speed, elapsed)
-            waited = working * line.get("data_wait_share", 0.0)
-            computing, waiting, pauses = computing + working - waited, waiting + waited, pauses + elapsed - working
-            images += line.get("images_per_second", 0.0) * working
-            measured += steps
-        before = line
-    if not lines or not before["seconds"]:
+    """Timing from the training lines of a run; None when they hold no account."""
+    accounts = [line for line in training if all(f"goodput/{use}" in line for use in goodput.USES)]
+    if not accounts:
         return None
-    working = computing + waiting
+    last = accounts[-1]
+    seconds = {use: max(float(last[f"goodput/{use}"]), 0.0) for use in goodput.USES}
+    working = seconds["step"] + seconds["data_wait"]
+    speed = last.get("goodput/steps", 0.0) / working if working else 0.0
+    images = [x["images_per_second"] / x["steps_per_second"] for x in training if x.get("steps_per_second")]
     return Timing(
-        steps=before["step"],
-        seconds=before["seconds"],
-        computing=computing,
-        waiting=waiting,
-        pauses=pauses,
-        starting=starting,
-        sessions=max(sessions, 1),
-        steps_per_second=measured / working if working else 0.0,
-        images_per_second=images / working if working else 0.0,
+        steps=last["step"],
+        seconds=seconds,
+        attempts=int(last.get("goodput/attempts", 1)),
+        lost_steps=int(last.get("goodput/lost_steps", 0)),
+        steps_per_second=speed,
+        images_per_second=speed * images[-1] if images else 0.0,
     )

@@ -5,6 +5,7 @@ import pytest
 import reference_weights as ref
 from golden import GOLDEN, assert_golden
 
+from medvlp_jax.encoders import resnet
 from medvlp_jax.encoders.resnet import ResNet, max_pool_3x3, space_to_depth_conv
 from medvlp_jax.interop import from_torch_names, to_torch_names
 
@@ -191,3 +192,31 @@ def test_grouped_norm_makes_groups_independent_of_each_other():
 def test_bad_fields_and_images_are_named(fields, shape, message):
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda key: ResNet(**fields).init(key, jnp.zeros(shape), train=False), jax.random.key(0))
+
+
+def test_bfloat16_training_keeps_parameters_and_is_as_exact_as_the_plain_form(monkeypatch):
+    """The last convolution of a block, normalised by the moments of its input, against float32."""
+    image = jnp.asarray(np.random.default_rng(0).normal(size=(8, 32, 32, 1)), jnp.float32)
+    sizes = dict(block="bottleneck", stage_sizes=(1, 1), widths=(8, 16), strides=(1, 2), width=8, stem="small")
+
+    def features_and_gradients(dtype):
+        model = ResNet(**sizes, dtype=dtype)
+        variables = model.init(jax.random.key(0), image, train=True)
+
+        def loss(params):
+            levels, stats = model.apply({**variables, "params": params}, image, train=True, mutable=["batch_stats"])
+            return jnp.mean(jnp.square(levels["pooled"])), (levels["stage2"], stats)
+
+        gradients, (features, stats) = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+        return jax.tree.map(lambda x: np.asarray(x, np.float32), (features, gradients, stats))
+
+    def worst(ours):
+        scale = jax.tree.map(lambda x: np.abs(x).max() + 1e-6, exact)
+        return max(jax.tree.leaves(jax.tree.map(lambda a, b, s: np.abs(a - b).max() / s, ours, exact, scale)))
+
+    exact = features_and_gradients(jnp.float32)
+    by_moments = features_and_gradients(jnp.bfloat16)
+    monkeypatch.setattr(resnet, "_conv_norm", lambda conv, norm, x, train: norm(conv(x), train=train))
+    plain = features_and_gradients(jnp.bfloat16)
+    assert worst(by_moments) < 1.5 * worst(plain)
+    assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (by_moments, plain)), strict=True))

@@ -1,17 +1,20 @@
-"""The supervisor: what it starts again and what not, and a run of two processes that is killed at random."""
+"""The supervisor: what it starts again and what not, and how a run of two processes survives kills."""
 
 import json
-import random
-import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tiny
+
+from medvlp_jax import build
+from medvlp_jax.data import pipeline
+
+sys.path.append(str(tiny.REPOSITORY / "benchmarks"))
+
+import survival
 
 SUPERVISE = tiny.REPOSITORY / "launch" / "supervise.py"
 # A run of no substance: counts its starts, leaves a checkpoint where told, ends with the code of this start.
@@ -77,60 +80,47 @@ def test_bad_arguments_and_dry_run(tmp_path):
     assert shown == "python -m medvlp_jax.main '--workdir=runs/a b'  # watching runs/a b/checkpoints\n"
 
 
-def processes_of(workdir: Path) -> list[int]:
-    """Training processes that name this run folder."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = status.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"medvlp_jax.main" in words and str(workdir).encode() in words and b"-m" in words[:4]:
-            found.append(int(status.parent.name))
-    return found
-
-
+@pytest.mark.devices
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
-def test_two_processes_of_which_one_is_killed_end_with_the_numbers_of_an_undisturbed_run(tmp_path):
-    data = tiny.make_data(tmp_path / "data")
-    more = {"total_steps": 16, "checkpoint_every_steps": 2, "keep_checkpoints": 2}
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    launcher = [str(tiny.REPOSITORY / "launch" / "local_multiprocess.sh"), "2", "--grace", "1", "--"]
-    tiny.run([*launcher, *tiny.command(data, whole, **more)])
-    command = [
-        sys.executable,
-        str(SUPERVISE),
-        "--wait",
-        "0",
-        "--failures",
-        "10",
-        "--workdir",
-        str(killed),
-        "--",
-        *launcher,
-    ]
-    rng, kills = random.Random(0), 0
-    with subprocess.Popen(
-        [*command, *tiny.command(data, killed, **more)],
-        cwd=tiny.REPOSITORY,
-        env=tiny.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        deadline = time.monotonic() + 240
-        while not kills and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(rng.uniform(0.0, 0.5))
-            victims = processes_of(killed)
-            if len(victims) >= 2 and any((killed / "checkpoints").glob("[0-9]*")):
-                subprocess.run(["kill", "-KILL", str(rng.choice(victims))], check=False)
-                kills += 1
-        said = process.communicate(timeout=240)[1]
-        assert process.returncode == 0, said
-    assert kills
-    assert len(re.findall("starting again", said)) >= 1
-    assert tiny.losses(killed) == tiny.losses(whole)  # no step repeated, none skipped
-    last = [tiny.parameters(run, 16) for run in (whole, killed)]
-    for name, value in last[0].items():
-        np.testing.assert_array_equal(last[1][name], value, err_msg=name)
-    assert json.loads((killed / "scores.json").read_text())["step"] == 16
+def test_a_run_of_two_processes_killed_while_it_saves_ends_as_if_undisturbed(tmp_path):
+    found = survival.survive(tmp_path, kills=1, minutes=10, seed=0)
+    assert survival.failures(found) == []
+    assert (found["kills"], found["starts"], found["kills with a checkpoint half written"]) == (1, 2, 1)
+    assert found["arrays"] > 100
+    assert found["losses"] == found["steps"] == 6
+    assert found["goodput"]["goodput/attempts"] == 2
+    assert found["goodput"]["goodput/lost_steps"] > 0
+
+
+def test_the_survival_benchmark_tells_what_is_wrong():
+    zero = dict.fromkeys(survival.MUST_BE_ZERO, 0)
+    assert survival.failures(zero) == []
+    found = zero | {"arrays that differ": 3, "restarts: looked": 5, "restarts: found the newest": 4}
+    assert survival.failures(found) == ["arrays that differ: 3", "restarts that found the newest checkpoint: 4 of 5"]
+
+
+def test_a_record_consumed_twice_and_a_lost_checkpoint_are_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "open_source", lambda config, split: range(4))
+    config = {"seed": 0, "data.reshuffle": True, "data.train_split": "train"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    first, second = (pipeline.permutation(0, epoch, 4).tolist() for epoch in (0, 1))
+    steps = [first[:2], first[2:], second[:2], second[2:]]
+    for history, repeated, misplaced in ((steps, 0, 0), ([*steps[:3], steps[2]], 2, 2), ([steps[0]] * 4, 4, None)):
+        lines = [json.dumps({"step": n, "index": index}) for n, index in enumerate(history, 1)]
+        (tmp_path / "examples.jsonl").write_text("\n".join(lines))
+        found = tiny.order(tmp_path)
+        assert (found["repeated within an epoch"], found["skipped within an epoch"]) == (repeated, repeated)
+        assert misplaced in (None, found["not where the seed puts them"])
+
+    start = "run       imitate\n{}model     9 parameters\n"
+    log = start.format("") + start.format("resume    step 2, ...\n") + "run       imitate\n" + start.format("")
+    (tmp_path / "log.txt").write_text(log)
+    ends = [len(start.format("")), len(start.format("") + start.format("resume    step 2, ...\n"))]
+    kills = [{"newest": 2, "log": ends[0]}, {"newest": 4, "log": ends[1]}, {"newest": 4, "log": ends[1] + 18}]
+    counted = survival.restarts(tmp_path, kills)
+    assert counted == {
+        "looked": 2,
+        "found the newest": 1,  # the last one began anew with step 4 on the disk
+        "with a checkpoint to find": 2,
+        "killed before they looked": 1,
+    }

@@ -11,6 +11,7 @@ import tiny
 from jax import lax
 
 from configs import imitate
+from medvlp_jax import sharding, text_tower
 from medvlp_jax.encoders.resnet import ResNet
 from medvlp_jax.plan import costs, search, topology
 from medvlp_jax.plan.compiled import Cost, collectives, count_flops, largest_arrays
@@ -52,12 +53,12 @@ def test_collectives_count_once_per_channel():
 
 
 def test_network_counts_a_reduction_twice():
-    compiled = Cost(0, 0, 0, 0.0, 0.0, None, {"all-reduce": (1, 1000), "all-gather": (2, 500)})
+    compiled = Cost(0, 0, 0, 0.0, 0.0, None, 1.0, {"all-reduce": (1, 1000), "all-gather": (2, 500)})
     assert costs.network_seconds(compiled, 4, 100.0) == pytest.approx(0.75 * (2 * 1000 + 500) / 100)
 
 
 def test_unknown_topologies_list_the_known():
-    for name in ("v5e", "v9:4x4", "v5e:4x4*"):
+    for name in ("v5e", "v9:4x4", "v5e:4x4*", "v5e:4x4*0"):
         with pytest.raises(ValueError, match=r"KIND:SHAPE.*v5e: 2x2, 2x4, 4x4"):
             topology.describe(name)
 
@@ -69,6 +70,14 @@ def test_what_does_not_fit_is_told_from_other_errors():
     )
     assert topology.too_large(error).endswith("exceeds available HBM (15.75G)")
     assert topology.too_large(RuntimeError("INTERNAL: something else")) is None
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_cheaply():
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture
@@ -94,6 +103,51 @@ def test_the_plan_of_a_small_run(here, config):
     assert plan.price == pytest.approx(2.0 * plan.chip_hours)
     # The compiler counts what it runs, forward and backward, elementwise work too; products dominate both.
     assert 0.5 < plan.compiled.flops / plan.model_flops < 2.0
+
+
+def test_the_text_tower_inside_the_step(here, config, tmp_path):
+    """From its config.json alone; its products count once, forward."""
+    mesh = sharding.make_mesh(1, 1, here.devices)
+    cached = costs.lower_step(config, mesh, examples=1000, text_width=16)
+    cached_flops = 3 * count_flops(costs.jaxprs(config, cached)[0])
+    tower = tiny.make_tower(tmp_path) / "tower"
+    (tower / "model.safetensors").unlink()
+    config.update_from_flattened_dict({"text.cache": False, "text.weights": str(tower), "text.max_length": 64})
+    live = costs.make_plan(config, here, examples=1000, text_width=768)  # the width of vectors that are not there
+    variables = json.loads((tower / "config.json").read_text())
+    assert live.memory["text tower"] > 4 * variables["vocab_size"] * 16
+    assert live.memory["total"] > live.memory["text tower"] + live.memory["optimizer"]
+    rows, width, inner = 2 * 8 * 64, 16, 32  # of both sections
+    layer = 2 * rows * (4 * width * width + 2 * width * inner) + 2 * 2 * rows * 64 * width
+    assert live.model_flops - cached_flops == pytest.approx(layer, rel=0.01)
+
+
+def test_text_towers_that_are_not_here(here, config, tmp_path):
+    config.text.cache = False
+    said = []
+    config.text.weights = "nobody/no-such-bert"
+    assert text_tower.outline(config, said.append).width == 768
+    assert "planned with the sizes of BERT-base" in said[0]
+    config.text.weights = str(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="neither an existing path nor a hub repository"):
+        costs.make_plan(config, here, examples=1000, text_width=16)
+    config.text.weights, config.data.dir = "phantom", str(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"python -m medvlp_jax.pretrain_text --data cxr_phantom"):
+        costs.make_plan(config, here, examples=1000, text_width=16)
+
+
+def test_a_batch_that_no_schedule_fits_says_what_was_tried(here, config):
+    config.update_from_flattened_dict({"pairs.schedule": "auto", "pairs.budget_mib": 0})
+    with pytest.raises(
+        ValueError, match=r"(?s)8 x 8 on 1 device.*dense .* MiB, chunked .* MiB, ring .*pairs.budget_mib"
+    ):
+        costs.make_plan(config, here, examples=1000, text_width=16)
+
+
+def test_without_the_compiler(monkeypatch):
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"v5e:4x4 needs the TPU compiler: pip install .*\.\[tpu\]"):
+        topology.describe("v5e:4x4")
 
 
 def test_largest_batch_and_remedies(here, config, monkeypatch, tmp_path):

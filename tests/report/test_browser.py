@@ -54,7 +54,7 @@ def opened(tmp_path):
 def jpeg():
     import numpy as np
 
-    return galleries._jpeg(np.zeros((64, 64), np.uint8))
+    return galleries.jpeg(np.zeros((64, 64), np.uint8))
 
 
 def test_a_report_on_a_phone(tmp_path, monkeypatch, opened):

@@ -15,7 +15,7 @@ from medvlp_jax.report.timing import timing
 def test_training_validation_and_test_lines_are_told_apart(tmp_path):
     run = read_run(fabricated.make_run(tmp_path / "demo"))
     assert (run.name, run.step, run.parameters) == ("demo", 400, "339,144")
-    assert [line["step"] for line in run.training] == [1, 100, 200, 300, 400]
+    assert [line["step"] for line in run.training] == [1, 100, 200, 300, 400, 400]
     assert [line["step"] for line in run.validation] == [200]
     assert run.log["devices"].startswith("1 cpu")
     assert [sentence.split()[0] for sentence in run.missing] == ["The"]  # the prepared data
@@ -31,7 +31,7 @@ def test_damaged_and_missing_parts_become_sentences(tmp_path):
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 500, "loss": nu\n\n[1]\n{"step": 600, "loss": null, "seconds": 80}\n')
     run = read_run(folder)
-    assert any("2 of 10 lines of metrics.jsonl are damaged" in sentence for sentence in run.missing)
+    assert any("2 of 11 lines of metrics.jsonl are damaged" in sentence for sentence in run.missing)
     assert any("scores.json is not there" in sentence for sentence in run.missing)
     assert (run.scores, run.log, run.parameters) == (None, {}, "")
     assert "loss" not in run.training[-1]
@@ -74,21 +74,18 @@ def test_fields_that_differ(tmp_path):
     assert differing_fields([one, other]) == [("new", ["(no such field)", [1]]), ("seed", [0, 1])]
 
 
-def test_time_is_split_by_use():
-    found = timing(fabricated.metrics()[:3] + fabricated.metrics()[4:6])
-    # 20 s to the first line; 9.9 and 10 s of steps; a resumed session of 20.1 s; 10 s of steps and 5 s of pause.
-    assert (found.steps, found.seconds, found.sessions) == (400, 75.0, 2)
-    assert found.starting == pytest.approx(40.1)
-    assert found.pauses == pytest.approx(5.0)
-    assert found.waiting == pytest.approx(2.99)
-    assert found.computing == pytest.approx(26.91)
-    assert found.computing + found.waiting + found.pauses + found.starting == pytest.approx(found.seconds)
-    assert (found.goodput, found.wait_share) == (pytest.approx(26.91 / 75), pytest.approx(0.1))
-    assert (found.steps_per_second, found.images_per_second) == (pytest.approx(10.0), pytest.approx(160.0))
+def test_time_is_what_the_last_account_says():
+    found = timing(fabricated.metrics()[:3] + fabricated.metrics()[4:6] + fabricated.metrics()[7:])
+    assert (found.steps, found.total, found.attempts, found.lost_steps) == (400, 100.0, 2, 30)
+    assert (found.goodput, found.wait_share) == (pytest.approx(0.5), pytest.approx(10 / 60))
+    assert found.uses[0] == ("step", "steps that stayed", 50.0, 0.5)
+    assert sum(part for *_, part in found.uses) == pytest.approx(1.0)
+    # 398 steps in 60 s; 16 images a step.
+    assert (found.steps_per_second, found.images_per_second) == (pytest.approx(398 / 60), pytest.approx(398 / 60 * 16))
 
 
-@pytest.mark.parametrize("lines", [[], [{"step": 3, "loss": 1.0}], [{"step": 0, "seconds": 0.0}]])
-def test_no_clock_no_timing(lines):
+@pytest.mark.parametrize("lines", [[], [{"step": 3, "loss": 1.0}], [{"step": 0, "seconds": 0.0, "goodput/step": 1.0}]])
+def test_no_account_no_timing(lines):
     assert timing(lines) is None
 
 

@@ -59,8 +59,9 @@ def ellipses(seed: int, height: int = 96, width: int = 80) -> np.ndarray:
     return cv2.GaussianBlur(canvas, (5, 5), 0).astype(np.uint8)
 
 
-def dicom(pixels: np.ndarray, *, inverted: bool = False, bits: int = 12) -> bytes:
-    """An uncompressed DICOM file of grey pixels (H, W) or frames (F, H, W); `inverted` stores it as MONOCHROME1."""
+def dicom(pixels: np.ndarray, *, inverted: bool = False, bits: int = 12, **tags: str) -> bytes:
+    """An uncompressed DICOM file of grey pixels (H, W) or frames (F, H, W); `inverted` stores it as
+    MONOCHROME1. Args: tags: more header values by keyword, e.g. ViewPosition="PA"."""
     import io
 
     from pydicom.dataset import FileDataset, FileMetaDataset
@@ -73,6 +74,8 @@ def dicom(pixels: np.ndarray, *, inverted: bool = False, bits: int = 12) -> byte
     header = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     header.SOPClassUID, header.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     header.PatientID, header.Modality = "DUMMY", "DX"
+    for name, value in tags.items():
+        setattr(header, name, value)
     header.PhotometricInterpretation = "MONOCHROME1" if inverted else "MONOCHROME2"
     header.SamplesPerPixel, header.PixelRepresentation = 1, 0
     header.Rows, header.Columns = pixels.shape[-2:]

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import gzip
-import hashlib
-import io
 import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medvlp_jax.data.labels import CHEXPERT_LABELS, label_vector, parse_state, position
+from medvlp_jax.data import tables
+from medvlp_jax.data.labels import CHEXPERT_LABELS, label_states, label_vector, parse_state, position
 from medvlp_jax.data.staging import Rejection
 
 FIELDS: tuple[str, ...] = (
@@ -21,17 +18,6 @@ FIELDS: tuple[str, ...] = (
     *("patient_id", "study_id", "image_id", "split", "view", "boxes"),
 )
 """Fields a column can be mapped to, besides `labels.<name>` for the fourteen CheXpert names."""
-
-SPLIT_NAMES: dict[str, str] = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "validate", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-VIEW_NAMES: dict[str, str] = {
-    **dict.fromkeys(("PA", "POSTERO-ANTERIOR", "POSTEROANTERIOR"), "PA"),
-    **dict.fromkeys(("AP", "ANTERO-POSTERIOR", "ANTEROPOSTERIOR", "AP SUPINE", "AP ERECT", "AP PORTABLE"), "AP"),
-    **dict.fromkeys(("LATERAL", "LAT", "L", "LL", "RL", "LLAT", "LEFT LATERAL", "RIGHT LATERAL"), "LATERAL"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,15 +38,8 @@ def read_manifest(path: Path, limit: int = 0) -> Manifest:
     """
     if not path.is_file():
         raise ValueError(f"The manifest {path} does not exist. Give its path with --manifest.")
-    data = path.read_bytes()
-    digest = hashlib.sha256(data).hexdigest()
     kind = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
-    try:
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"The manifest {path} is not UTF-8 (byte {error.start}). Convert it: iconv -f latin1 -t utf-8."
-        ) from None
+    text, digest = tables.read_text(path)
     if kind not in (".jsonl", ".csv", ".tsv"):
         raise ValueError(f"The manifest {path} must end in .jsonl, .csv or .tsv (or one of these and .gz).")
     entries = _json_rows(text) if kind == ".jsonl" else _csv_rows(text, "\t" if kind == ".tsv" else ",")
@@ -91,11 +70,9 @@ def _json_rows(text: str) -> Iterator[dict[str, Any] | str]:
 
 
 def _csv_rows(text: str, delimiter: str) -> Iterator[dict[str, Any] | str]:
-    csv.field_size_limit(2**30)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    for entry in reader:
-        wrong_width = None in entry or None in entry.values()
-        yield "wrong_number_of_fields" if wrong_width else entry
+    header, rows = tables.csv_rows(text, delimiter)
+    for cells in rows:
+        yield dict(zip(header, cells, strict=True)) if len(cells) == len(header) else "wrong_number_of_fields"
 
 
 def column_mapping(text: str, columns: list[str]) -> dict[str, str]:
@@ -167,8 +144,11 @@ def is_nan(row: dict[str, Any], column: str | None) -> bool:
     return (isinstance(value, float) and math.isnan(value)) or str(value).strip().lower() == "nan"
 
 
-def row_labels(row: dict[str, Any], mapping: dict[str, str]) -> list[int]:
-    """The fourteen label states of a row. Raises: ValueError naming the column of a value that is no state."""
+def row_labels(row: dict[str, Any], mapping: dict[str, str]) -> dict[str, int]:
+    """The label states of a row by CheXpert name, blanks left out.
+
+    Raises: ValueError naming the column of a value that is no state.
+    """
     states = {}
     for field, column in mapping.items():
         if field.startswith("labels."):
@@ -176,7 +156,7 @@ def row_labels(row: dict[str, Any], mapping: dict[str, str]) -> list[int]:
                 states[field.removeprefix("labels.")] = parse_state(row.get(column))
             except ValueError:
                 raise ValueError(f"column {column!r}") from None
-    return label_vector(states).tolist()
+    return label_states(label_vector(states))
 
 
 def row_boxes(row: dict[str, Any], column: str | None) -> list[dict[str, Any]]:

@@ -17,9 +17,9 @@ from medvlp_jax.data import images, labels, records, staging
 from medvlp_jax.prepare import prepare
 from tfds_builders.image_report_folder import image_report_folder as folder_set
 from tfds_builders.image_report_folder import make_dummy_data, manifest
+from tfds_builders.testing import local_data
 
 DUMMY = Path(__file__).parent / "dummy_data"
-REAL = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 COLUMNS = (
     "image=file,patient_id=pid,study_id=sid,image_id=iid,split=fold,report=report_text,findings=FINDINGS,"
     "impression=IMPRESSION,labels.Pleural Effusion=Effusion column"
@@ -281,9 +281,7 @@ def test_dummy_data_is_what_the_script_draws(tmp_path):
     ],
 )
 def test_counts_of_real_folders(name, columns, splits, reasons):
-    path = REAL / name / "manifest.jsonl"
-    if not path.exists():
-        pytest.skip(f"the data set {name} is not beside the repository")
+    path = local_data(name) / "manifest.jsonl"
     config = dataclasses.replace(folder_set.CONFIG, manifest=str(path), columns=columns)
     plan = folder_set.plan(config)
     assert {split: len(items) for split, items in plan.splits.items()} == splits

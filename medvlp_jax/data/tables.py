@@ -1,0 +1,124 @@
+"""Tables that come with a data set: CSV files read by column name, and files found where a download puts them."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import gzip
+import hashlib
+import io
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from medvlp_jax.data.staging import Rejection
+
+Row = dict[str, str]
+
+
+def read_text(path: Path) -> tuple[str, str]:
+    """Text of a UTF-8 file, also packed as .gz or as the only file of a .zip, and the SHA-256 of the file itself.
+
+    Raises: ValueError for text that is not UTF-8, and for a .zip with several files.
+    """
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if path.suffix == ".gz":
+        data = gzip.decompress(data)
+    elif path.suffix == ".zip":
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            names = [name for name in archive.namelist() if not name.endswith("/")]
+            if len(names) != 1:
+                raise ValueError(f"{path} holds {len(names)} files, not one table. Unpack it beside itself.")
+            data = archive.read(names[0])
+    try:
+        return data.decode("utf-8-sig"), digest
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}). Convert it: iconv -f latin1 -t utf-8.") from None
+
+
+def csv_rows(text: str, delimiter: str = ",") -> tuple[list[str], Iterator[list[str]]]:
+    """The header, and its rows with blanks at the end of a row cut or filled to the header's width where only these
+    differ; other rows keep their own width. Quoted cells may hold delimiters and line breaks."""
+    csv.field_size_limit(2**30)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    header = [name.strip() for name in next(reader, [])]
+    while header and not header[-1]:  # a header that ends in commas (BBox_List_2017.csv)
+        header.pop()
+
+    def rows() -> Iterator[list[str]]:
+        for cells in reader:
+            if cells:
+                extra = cells[len(header) :]
+                yield cells if any(cell.strip() for cell in extra) else cells[: len(header)]
+
+    return header, rows()
+
+
+class Table:
+    """The rows of a CSV or TSV file (also .gz, .zip) as {column: cell} of the columns asked for.
+
+    Iterate once or again: (number, row), the first record being row 1. Rows of another width than the header go to
+    `rejections` (of the last iteration). Blanks around column names do not matter; cells are as they are.
+
+    Args: path: the file. need: columns that must be there. want: columns read where there are any.
+    Raises: ValueError naming the missing columns, those that the file has, and the closest ones.
+    """
+
+    def __init__(self, path: Path, need: Sequence[str], want: Sequence[str] = ()):
+        self.path = path
+        text, self.sha256 = read_text(path)
+        self._delimiter = "\t" if ".tsv" in path.suffixes else ","
+        self._text = text
+        self.columns, _ = csv_rows(text, self._delimiter)
+        missing = [name for name in need if name not in self.columns]
+        if missing:
+            close = [difflib.get_close_matches(name, self.columns, n=1) for name in missing]
+            hints = "".join(f" Did you mean {found[0]!r}?" for found in close if found)
+            raise ValueError(
+                f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))}.{hints} "
+                f"Its columns: {', '.join(self.columns)}."
+            )
+        self._read = [(name, self.columns.index(name)) for name in (*need, *want) if name in self.columns]
+        self.rejections: list[Rejection] = []
+
+    def __iter__(self) -> Iterator[tuple[int, Row]]:
+        self.rejections = []
+        _, rows = csv_rows(self._text, self._delimiter)
+        for number, cells in enumerate(rows, start=1):
+            if len(cells) != len(self.columns):
+                self.rejections.append(Rejection("wrong_number_of_fields", row=number, item=self.path.name))
+                continue
+            yield number, {name: cells[place] for name, place in self._read}
+
+
+def find_file(root: Path, patterns: Sequence[str], what: str) -> Path:
+    """The first file that a pattern (relative to `root`, * allowed) matches; of several, the last by name (version).
+
+    Raises: ValueError saying what was looked for, and where.
+    """
+    found = find_optional(root, patterns)
+    if found is None:
+        raise ValueError(f"No {what} under {root}: looked for {', '.join(patterns)}. Check --root.")
+    return found
+
+
+def find_optional(root: Path, patterns: Sequence[str]) -> Path | None:
+    """As `find_file`; None where there is none."""
+    for pattern in patterns:
+        matches = sorted(path for path in root.glob(pattern) if path.is_file())
+        if matches:
+            return matches[-1]
+    return None
+
+
+def index_files(root: Path, suffixes: Sequence[str]) -> dict[str, str]:
+    """File name -> path relative to `root`, of all files below it with one of the suffixes (lower case)."""
+    found: dict[str, str] = {}
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders.sort()
+        for name in names:
+            if name.lower().endswith(tuple(suffixes)):
+                found.setdefault(name, os.path.relpath(os.path.join(folder, name), root))
+    return found

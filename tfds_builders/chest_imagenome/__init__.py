@@ -1,0 +1,1 @@
+"""Chest ImaGenome: regions, phrases and findings on MIMIC-CXR images."""

@@ -1,0 +1,1 @@
+"""NIH ChestX-ray14: fourteen labels, boxes, the official test set."""

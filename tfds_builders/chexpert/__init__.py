@@ -1,0 +1,1 @@
+"""CheXpert v1: images, fourteen labels, and the 5x200 set."""

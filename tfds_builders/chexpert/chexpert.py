@@ -1,0 +1,170 @@
+"""CheXpert v1, full size or small: 14 labels with uncertainty, the official validation set, a seeded 5x200 set.
+
+    python -m medvlp_jax.prepare chexpert --root /data/CheXpert-v1.0-small
+
+Access, counts and settings: README.md beside this file. CheXpert v1 has no reports.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from medvlp_jax.data import film_records, splits, staging
+from medvlp_jax.data.labels import CHEXPERT_COMPETITION, CHEXPERT_LABELS, NOT_MENTIONED, PRESENT, parse_state
+from medvlp_jax.data.staging import Plan, Rejection
+from medvlp_jax.data.tables import Table, find_file, find_optional
+from tfds_builders import common
+
+WHAT = "the folder CheXpert-v1.0 or CheXpert-v1.0-small, with train.csv, valid.csv, train/ and valid/"
+FIVE_BY_200 = "test_5x200"
+"""Name of the split of the 5x200 images."""
+ZERO_IN_5X200 = (
+    *("Enlarged Cardiomediastinum", "Lung Lesion", "Lung Opacity", "Pneumonia", "Pneumothorax"),
+    *("Pleural Other", "Fracture", "Support Devices"),
+)
+
+
+@dataclasses.dataclass(eq=False)
+class ChexpertConfig(common.LocalConfig):
+    """Settings of CheXpert."""
+
+    per_class: int = 200
+    """Frontal training images of each of the five classes that become the split test_5x200, one per patient; their
+    patients leave train. 0: none."""
+    test_labels: str = ""
+    """groundtruth.csv of the 500 test studies; default: the one under --root, if any."""
+
+
+CONFIG = ChexpertConfig(name="default")
+
+
+def plan(config: ChexpertConfig) -> Plan:
+    """One work item per row of train.csv and valid.csv, and per image of the test studies where they are.
+
+    Raises: ValueError for a table or column that is not there.
+    """
+    root = common.root_of(config, WHAT)
+    items: list[dict[str, Any]] = []
+    rejections: list[Rejection] = []
+    used = []
+    for name, split in (("valid.csv", "validation"), ("train.csv", "train")):
+        path = find_optional(root, (name, f"{name}.gz"))
+        if path is None and split == "validation":
+            continue
+        path = path or find_file(root, ("train.csv", "train.csv.gz"), "label table train.csv")
+        table = Table(path, ("Path", "Frontal/Lateral", "AP/PA", *CHEXPERT_LABELS))
+        used.append(table)
+        for number, row in table:
+            try:
+                items.append(_item(root, number, row, split))
+            except Rejection as rejection:
+                rejections.append(rejection)
+    truth = Path(config.test_labels) if config.test_labels else find_optional(root, ("groundtruth.csv",))
+    if truth is not None:
+        table = Table(truth, ("Study", *CHEXPERT_LABELS))
+        used.append(table)
+        for number, row in table:
+            items += _test_items(root, number, row)
+    if config.per_class:
+        chosen = five_by_200(items, config.per_class, config.seed)
+        patients = {item["patient_id"] for item in chosen}
+        for item in chosen:
+            item["split"] = FIVE_BY_200
+        out = [item for item in items if item["split"] == "train" and item["patient_id"] in patients]
+        rejections += [Rejection("patient_of_5x200", row=item["row"], item=item["image"]) for item in out]
+        gone = {id(item) for item in out}
+        items = [item for item in items if id(item) not in gone]
+    rule = "official train and valid" + (f"; {FIVE_BY_200} drawn with seed {config.seed}" if config.per_class else "")
+    return common.finish_plan(items, rejections, config, tables=used, split_rule=rule)
+
+
+def _item(root: Path, number: int, row: dict[str, str], split: str) -> dict[str, Any]:
+    """One row. The first folder of `Path` names the edition and is not looked at. Raises: Rejection."""
+    relative = row["Path"].strip().partition("/")[2]
+    parts = relative.split("/")
+    if len(parts) != 4 or not parts[1].startswith("patient"):
+        raise Rejection("bad_path", row=number, item=row["Path"])
+    lateral = row["Frontal/Lateral"].strip() == "Lateral"
+    view = "LATERAL" if lateral else common.view_name(row["AP/PA"])
+    try:
+        states = {name: parse_state(row[name]) for name in CHEXPERT_LABELS}
+    except ValueError as error:
+        raise Rejection("bad_label", row=number, item=relative, detail=str(error)) from None
+    return {
+        "row": number,
+        "image": relative,
+        "path": str(root / relative),
+        "image_id": relative.rpartition(".")[0],
+        "study_id": "/".join(parts[:3]),
+        "patient_id": f"{parts[0]}/{parts[1]}",
+        "split": split,
+        # LL and RL stand beside 17 frontal images: frontal, the projection unknown.
+        "view": view if lateral or view in ("AP", "PA") else "FRONTAL",
+        "labels": {name: state for name, state in states.items() if state != NOT_MENTIONED},
+    }
+
+
+def _test_items(root: Path, number: int, row: dict[str, str]) -> list[dict[str, Any]]:
+    """The images of one test study: every view in its folder."""
+    study = row["Study"].strip().partition("/")[2]
+    paths = sorted((root / study).glob("*.jpg")) or [root / study / "view1_frontal.jpg"]
+    items = []
+    for path in paths:
+        side = "Lateral" if "lateral" in path.name else "Frontal"
+        cells = {**row, "Path": f"x/{study}/{path.name}", "Frontal/Lateral": side, "AP/PA": ""}
+        items.append(_item(root, number, cells, "test"))
+    return items
+
+
+def five_by_200(items: list[dict[str, Any]], per_class: int, seed: int) -> list[dict[str, Any]]:
+    """The 5x200 images: frontal training images with exactly one of the five competition findings.
+
+    An image qualifies for a class when that one is present, the other four and `ZERO_IN_5X200` are absent or not
+    mentioned; uncertain excludes; No Finding is not looked at. Candidates stand in the order of a hash of (seed,
+    patient), then of their path; each class takes its first `per_class`, at most one image of a patient, rarest class
+    first. So the choice depends on the seed and the candidates alone.
+    """
+    pools: dict[str, list[dict[str, Any]]] = {name: [] for name in CHEXPERT_COMPETITION}
+    for item in items:
+        if item["split"] == "train" and item["view"] != "LATERAL":
+            name = class_of(item["labels"])
+            if name:
+                pools[name].append(item)
+    taken: set[str] = set()
+    chosen = []
+    for name in sorted(pools, key=lambda name: (len(pools[name]), name)):
+        order = sorted(pools[name], key=lambda item: (splits.draw(seed, item["patient_id"]), item["image"]))
+        of_class = 0
+        for item in order:
+            if of_class == per_class:
+                break
+            if item["patient_id"] not in taken:
+                taken.add(item["patient_id"])
+                chosen.append(item)
+                of_class += 1
+    return chosen
+
+
+def class_of(labels: dict[str, int]) -> str:
+    """The one competition finding that an image shows, or "" when it does not qualify for 5x200."""
+    present = [name for name in CHEXPERT_COMPETITION if labels.get(name) == PRESENT]
+    others = [name for name in (*CHEXPERT_COMPETITION, *ZERO_IN_5X200) if name not in present]
+    clear = all(labels.get(name, 0) == 0 for name in others)
+    return present[0] if len(present) == 1 and clear else ""
+
+
+def make_examples(item: dict[str, Any], config: ChexpertConfig) -> list[staging.Example]:
+    """The record of one image. Raises: Rejection."""
+    return film_records.make_record(item, config)
+
+
+describe = common.describe
+
+
+class Chexpert(common.LocalBuilder):
+    """TFDS builder; run it through `python -m medvlp_jax.prepare chexpert`."""
+
+    ABOUT = "CheXpert images with fourteen labels."
+    plan, make_examples = staticmethod(plan), staticmethod(make_examples)

@@ -1,0 +1,241 @@
+"""What every builder of downloaded images shares: settings, the shape of a builder, and the end of its plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import tensorflow_datasets as tfds
+
+from medvlp_jax.data import film_records, records, splits, staging
+from medvlp_jax.data.film_records import FRONTAL, VIEW_NAMES
+from medvlp_jax.data.staging import Plan, Rejection
+from medvlp_jax.data.tables import Table
+
+IMAGE_COLUMNS = ("image_id", "dicom_id", "Image Index", "patientId", "ImageId", "Path", "image")
+"""Names under which a --split_table may hold images."""
+
+
+@dataclasses.dataclass(eq=False)
+class LocalConfig(tfds.core.BuilderConfig):
+    """Settings of a set whose files lie on this machine; each is a command-line option of `medvlp_jax.prepare`."""
+
+    root: str = ""
+    """Folder that was downloaded."""
+    size: int = 256
+    """Pixels, 0 for the original size; see `images.resize_keep_aspect`."""
+    fit: str = "pad"
+    """"pad" to a square, resize the "shorter" side, or "squash"."""
+    crop_border: bool = False
+    """Cut dark edges first."""
+    depth: int = 8
+    """Bits per stored pixel, 8 or 16 (16 keeps what 16-bit files and DICOM hold)."""
+    encoding: str = "auto"
+    """"png", "jpeg", or "auto": JPEG where the source is JPEG, otherwise PNG."""
+    frame: int = -1
+    """Frame of multi-frame DICOM files; -1 rejects them."""
+    only_frontal: bool = False
+    """Leave out laterals and images of unknown view."""
+    splits: str = ""
+    """Splits to build, e.g. "train,test"; all when empty."""
+    fractions: str = "0.8,0.1,0.1"
+    """Shares of patients for train, validation and test where splits are drawn."""
+    seed: int = 0
+    """Of drawn splits; a patient keeps its split when others are added."""
+    split_conflict: str = "error"
+    """A patient in two splits: "error", "drop" all its images, or keep those of the "first" split it occurs in."""
+    split_table: str = ""
+    """CSV with an image column (image_id, dicom_id, Image Index, ...) and `split`: its split instead of the set's own;
+    images that it lacks are left out. An ids.csv of another build is such a table."""
+    sentences: str = "simple"
+    """Sentence rule; see `sentences.RULES`."""
+    film_check: bool = True
+    """Count pictures that look inverted, empty or unlike a chest (`film_check`): kept, and named in ids.csv."""
+    public: bool = False
+    """May text and pixels of these records be shown in reports and logs?"""
+    limit: int = 0
+    """Images of each split, the first whose files are there; 0 for all."""
+
+
+class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A TFDS builder made of two functions of its module, `plan` and `make_examples`; see `data/staging.py`."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    ABOUT: ClassVar[str] = ""
+    plan: ClassVar[Callable[[Any], Plan]]
+    make_examples: ClassVar[staging.MakeExamples]
+    staging: staging.Staging | None = None
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return records.dataset_info(self, self.ABOUT)
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[staging.Example]]:
+        del dl_manager  # nothing is downloaded
+        cls = type(self)
+        return staging.split_generators(self, cls.plan(self.builder_config), cls.make_examples)
+
+    def _generate_examples(self, examples: Iterator[staging.Example]) -> Iterator[staging.Example]:
+        yield from examples
+
+
+def root_of(config: LocalConfig, what: str) -> Path:
+    """The folder that --root names. Args: what: what to download, and where to ask for it. Raises: ValueError."""
+    check_settings(config)
+    if not config.root:
+        raise ValueError(f"No folder. Give the downloaded one with --root: {what}.")
+    root = Path(config.root).expanduser()
+    if not root.is_dir():
+        raise ValueError(f"--root {config.root!r} is no folder. It should be {what}.")
+    return root
+
+
+def check_settings(config: LocalConfig) -> None:
+    """Raises ValueError for a setting that has no such value."""
+    film_records.check_settings(config)
+    splits.thresholds(config.fractions)
+    if config.split_conflict not in splits.CONFLICTS:
+        raise ValueError(f"split_conflict={config.split_conflict!r}; choices: {', '.join(splits.CONFLICTS)}.")
+    if config.limit < 0:
+        raise ValueError(f"limit={config.limit} must be 0 (all) or a number of images.")
+
+
+def view_name(word: str) -> str:
+    """A projection as a data set writes it -> PA, AP, FRONTAL, LATERAL, or "" when it is none of these."""
+    return VIEW_NAMES.get(word.strip().upper(), "")
+
+
+def finish_plan(
+    items: list[dict[str, Any]],
+    rejections: Sequence[Rejection],
+    config: LocalConfig,
+    *,
+    tables: Mapping[str, Table] | Sequence[Table] = (),
+    split_rule: str = "",
+    provenance: Mapping[str, Any] | None = None,
+    locate: Callable[[dict[str, Any]], str] | None = None,
+) -> Plan:
+    """The end of every plan: views, repeated ids, splits, missing files, limit; whatever goes is a rejection.
+
+    Args: items: see `film_records`; a split of "" is drawn by patient. tables: their checksums go to provenance.
+      split_rule: in words, for items that came with a split. locate: the path of an item that has none yet; asked
+      only as far as --limit goes, because a slow disk takes minutes to look for every file of a large set.
+    Raises: ValueError for a patient in two splits (see `split_conflict`), or an unknown name in --splits.
+    """
+    rejected = list(rejections)
+    for table in tables:
+        rejected += table.rejections
+    kept, seen = [], set()
+    for item in items:
+        reason = ""
+        if config.only_frontal and item["view"] not in FRONTAL and not item.get("view_from_header"):
+            reason = "not_frontal" if item["view"] else "view_unknown"
+        elif item["image_id"] in seen:
+            reason = "duplicate_image_id"
+        if reason:
+            rejected.append(Rejection(reason, row=item["row"], item=item["image"]))
+            continue
+        seen.add(item["image_id"])
+        kept.append(item)
+    tables = list(tables)
+    if config.split_table:
+        table = Table(Path(config.split_table).expanduser(), ())
+        kept, unlisted = _listed(kept, table)
+        rejected += unlisted
+        tables.append(table)
+        split_rule = f"table {table.path.name}"
+    drawn = sum(not item["split"] for item in kept)
+    if drawn:
+        bounds = splits.thresholds(config.fractions)
+        for item in kept:
+            item["split"] = item["split"] or splits.drawn_split(item["patient_id"], config.seed, bounds)
+    kept, conflicts = splits.one_split_per_patient(kept, config.split_conflict)
+    by_split = _by_split(kept, config.splits)
+    planned: dict[str, list[dict[str, Any]]] = {}
+    beyond = 0
+    for split, of_split in by_split.items():
+        there: list[dict[str, Any]] = []
+        for place, item in enumerate(of_split):
+            if config.limit and len(there) == config.limit:
+                beyond += len(of_split) - place
+                break
+            path = item["path"] if locate is None else locate(item)
+            try:
+                state = os.stat(path)
+            except (OSError, ValueError):
+                rejected.append(Rejection("missing_file", row=item["row"], item=item["image"]))
+                continue
+            there.append({**item, "path": path, "bytes": state.st_size, "modified": state.st_mtime_ns})
+        if there:
+            planned[split] = there
+    facts = {
+        "tables": {table.path.name: table.sha256 for table in tables},
+        "split": split_rule if not drawn else f"drawn by patient, {config.fractions}, seed {config.seed}",
+        "beyond_limit": beyond,
+        "in_other_splits": len(kept) - sum(map(len, by_split.values())),
+        **(provenance or {}),
+    }
+    return Plan(planned, rejected + conflicts, facts)
+
+
+def _listed(items: list[dict[str, Any]], table: Table) -> tuple[list[dict[str, Any]], list[Rejection]]:
+    """Items with the split of a table, and those that it does not list. Ids compare without folders and extension.
+
+    Raises: ValueError for a table without the columns, or with a split of another name.
+    """
+    column = next((name for name in IMAGE_COLUMNS if name in table.columns), None)
+    if column is None or "split" not in table.columns:
+        raise ValueError(
+            f"--split_table {table.path} needs a column split and one of {', '.join(IMAGE_COLUMNS)}. "
+            f"Its columns: {', '.join(table.columns)}."
+        )
+    split_of = {}
+    for number, row in Table(table.path, (column, "split")):
+        split = splits.SPLIT_NAMES.get(row["split"].strip().lower(), row["split"].strip())
+        if not split.isidentifier():
+            raise ValueError(f"--split_table {table.path}, row {number}: the split {split!r} is no name.")
+        split_of[_plain(row[column])] = split
+    kept, unlisted = [], []
+    for item in items:
+        split = split_of.get(_plain(item["image_id"]))
+        if split is None:
+            unlisted.append(Rejection("not_in_split_table", row=item["row"], item=item["image"]))
+        else:
+            kept.append({**item, "split": split})
+    return kept, unlisted
+
+
+def _plain(image: str) -> str:
+    name = image.strip().rpartition("/")[2]
+    stem, dot, extension = name.rpartition(".")
+    return stem if dot and extension.lower() in ("png", "jpg", "jpeg", "dcm", "dicom") else name
+
+
+def _by_split(items: list[dict[str, Any]], wanted: str) -> dict[str, list[dict[str, Any]]]:
+    by_split: dict[str, list[dict[str, Any]]] = {split: [] for split in records.SPLITS}
+    for item in items:
+        by_split.setdefault(item["split"], []).append(item)
+    if not wanted:
+        return by_split
+    names = [name.strip() for name in wanted.split(",")]
+    unknown = [name for name in names if name not in by_split]
+    if unknown:
+        raise ValueError(f"--splits names {', '.join(map(repr, unknown))}. Splits here: {', '.join(by_split)}.")
+    return {name: by_split[name] for name in names}
+
+
+def describe(sources: Mapping[str, records.RecordSource]) -> list[str]:
+    """Lines printed after a build: how splits came about, and what was counted."""
+    folder = next(iter(sources.values())).folder
+    provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    lines = [f"Split: {provenance['split']}"]
+    if provenance.get("beyond_limit"):
+        lines.append(f"Not looked at because of --limit: {provenance['beyond_limit']} images")
+    if provenance.get("in_other_splits"):
+        lines.append(f"Not looked at because of --splits: {provenance['in_other_splits']} images")
+    if provenance.get("facts"):
+        lines.append("Counted: " + ", ".join(f"{fact}: {n}" for fact, n in provenance["facts"].items()))
+    return lines

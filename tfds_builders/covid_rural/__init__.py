@@ -1,0 +1,1 @@
+"""COVID Rural: opacity masks on radiographs of one region."""

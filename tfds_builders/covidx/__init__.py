@@ -1,0 +1,1 @@
+"""COVIDx: label lists of a version, images from many sources."""

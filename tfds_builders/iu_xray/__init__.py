@@ -1,0 +1,1 @@
+"""Indiana University chest X-rays (Open-i): images with reports."""

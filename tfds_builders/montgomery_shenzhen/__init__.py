@@ -1,0 +1,1 @@
+"""Montgomery and Shenzhen: tuberculosis labels, lung masks, short readings."""

@@ -1,0 +1,1 @@
+"""MS-CXR: phrases and their boxes on MIMIC-CXR images."""

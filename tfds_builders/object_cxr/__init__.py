@@ -1,0 +1,1 @@
+"""Object-CXR: foreign objects as boxes and masks."""

@@ -1,0 +1,1 @@
+"""PadChest: images with Spanish reports and labels."""

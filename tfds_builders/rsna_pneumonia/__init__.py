@@ -1,0 +1,1 @@
+"""RSNA Pneumonia Detection Challenge: opacity boxes and three classes on NIH images."""

@@ -1,0 +1,1 @@
+"""SIIM-ACR Pneumothorax: masks from run lengths."""

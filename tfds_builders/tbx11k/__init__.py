@@ -1,0 +1,1 @@
+"""TBX11K: tuberculosis boxes and three classes."""

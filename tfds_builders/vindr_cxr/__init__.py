@@ -1,0 +1,1 @@
+"""VinDr-CXR: labels and boxes of several readers, fused."""
