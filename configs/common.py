@@ -248,12 +248,11 @@ def small(config: ConfigDict) -> None:
     config.optimizer.warmup_steps = 0 if config.preset == "released" else 50
     if phantom:
         config.evaluation.findings = RENDERED
-    if config.preset == "released":
+    if config.loss.group_size:
         groups(config, 32)
 
 
 def small_text(config: ConfigDict) -> None:
-    """`small`, with a slower text tower where it is trained and nothing else is said about rates."""
-    common_rates = config.optimizer.rates
+    """`small` for a text tower that is trained: it learns slower than the rest."""
     small(config)
-    config.optimizer.rates = (*common_rates, SLOW_TEXT)
+    config.optimizer.rates = (SLOW_TEXT,)

@@ -92,11 +92,9 @@ def mgca_variant(config):
 
 def small(config):
     """The small sizes that methods share (`common.small`), and ConVIRT's own."""
-    augment, variant = config.image.augment, config.preset == "mgca_variant"
+    augment = config.image.augment
     common.small(config)
     config.image.augment = augment.replace("crop_from=256", "rotate=0")
     config.text.pooling = "max"
     config.model.head.update(dict(image_hidden=128, text_hidden=256))
     config.optimizer.rates = (EMBEDDINGS, "text_tower/layer_0/.*=0", common.SLOW_TEXT)
-    if variant:
-        common.groups(config, 32)

@@ -20,7 +20,7 @@ def get_config(arg=None):
     if arg.preset == "released":
         released(config)
     if arg.demo or arg.small:
-        common.small_text(config)
+        small(config)
     return config.lock()
 
 
@@ -63,3 +63,9 @@ def released(config):
     config.optimizer.weight_decay = 0.01
     config.optimizer.decay_mask = "all"
     config.optimizer.warmup_steps = 150
+
+
+def small(config):
+    """The small sizes that methods share (`common.small`); there is no pretrained trunk to hold: it learns."""
+    common.small_text(config)
+    config.model.bn.scope = "global"
