@@ -177,7 +177,7 @@ def _conv_norm(conv: "Conv", norm: BatchNorm, x: jax.Array, train: bool) -> jax.
     widens = conv.size == 1 and conv.stride == 1 and conv.features > x.shape[-1]
     everywhere = norm.stats_scope == "global" and train and jax.default_backend() != "gpu"
     if widens and everywhere and conv.dtype == jnp.bfloat16:
-        return norm(x, train=True, kernel=conv(x, kernel_only=True))
+        return norm(x.astype(conv.dtype), train=True, kernel=conv(x, kernel_only=True))
     return norm(conv(x), train=train)
 
 
