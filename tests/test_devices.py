@@ -79,7 +79,7 @@ sys.path.insert(0, "tests")
 from medvlp_jax import methods, optim, sharding
 from medvlp_jax import step as steps
 from medvlp_jax.losses.schedules import Sweep
-from methods.test_two_towers import BERT, small, tokens
+from methods.test_two_towers import BERT, small, tokens, values
 
 jax.config.update("jax_default_matmul_precision", "highest")
 batch = tokens(16)
@@ -90,9 +90,7 @@ cfg.optimizer.rates, cfg.optimizer.name, cfg.optimizer.schedule = (), "sgd", "co
 cfg.optimizer.warmup_steps = 0
 model, method = methods.get(name).build(cfg.lock(), BERT), methods.get(name)
 tx = optim.optimizer(cfg.optimizer, 10)
-rng = np.random.default_rng(0)
-shapes = jax.eval_shape(lambda: steps.init_variables(model, batch, 0))
-variables = jax.tree.map(lambda s: rng.normal(0.1, 0.3, s.shape).astype(s.dtype), shapes)
+variables = values(jax.eval_shape(lambda: steps.init_variables(model, batch, 0)))
 results = []
 for devices, kind in ((1, "dense"), (8, schedule)):
     mesh = sharding.make_mesh(devices, 1, jax.devices()[:devices])
