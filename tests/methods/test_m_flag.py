@@ -38,7 +38,8 @@ def definition(embeddings, has):
 
 
 def loss(embeddings, batch, cfg=None):
-    total, terms = methods.get("m_flag").loss(embeddings, batch, cfg or config(), 0)
+    cfg = cfg or config()
+    total, terms = jax.jit(lambda e, b: methods.get("m_flag").loss(e, b, cfg, 0))(embeddings, batch)
     return float(total), {name: float(x) for name, x in terms.items()}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from medvlp_jax import methods
-from medvlp_jax.encoders.bert import BertConfig, pool
+from medvlp_jax.encoders.bert import Bert, BertConfig, pool
 from medvlp_jax.layers.logit_scale import LogitScale, at_most
 from medvlp_jax.losses.schedules import Sweep
 from medvlp_jax.methods.two_towers import Embeddings
@@ -231,6 +231,19 @@ def tokens(size, length=100, seed=0):
     }
 
 
+def values(shapes):
+    """Random variables of a trained model's size, without compiling an initialisation."""
+    rng = np.random.default_rng(0)
+
+    def leaf(path, shape):
+        if path[-1].key in ("var", "scale"):
+            return rng.uniform(0.5, 1.5, shape.shape).astype(np.float32)
+        spread = np.sqrt(2 / np.prod(shape.shape[:-1])) if len(shape.shape) > 1 else 0.2
+        return np.asarray(rng.normal(0, spread, shape.shape), np.float32)
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
 @pytest.mark.parametrize(("name", "scale", "bias"), [("clip", 1 / 0.07, 0.0), ("siglip", 10.0, -10.0)])
 def test_logits_start_where_they_should(name, scale, bias):
     logits = LogitScale(**get(name).model.logits)
@@ -242,10 +255,7 @@ def test_towers_in_training_and_evaluation(name):
     config = small(name)
     model = methods.get(name).build(config, BERT)
     batch = tokens(4)
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, train=True))
-    variables = jax.tree.map(lambda s: rng.normal(0.2, 0.3, s.shape).astype(s.dtype), shapes)
-    variables["batch_stats"] = jax.tree.map(np.abs, variables["batch_stats"])
+    variables = values(jax.eval_shape(lambda: model.init(jax.random.key(0), batch, train=True)))
     train = jax.jit(lambda v, b: model.apply(v, b, train=True, mutable=["batch_stats"])[0])
     embed_image = jax.jit(lambda v, x: model.apply(v, x, method="embed_image"))
     embed_text = jax.jit(lambda v, b: model.apply(v, b, method="embed_text"))
@@ -264,10 +274,9 @@ def test_towers_in_training_and_evaluation(name):
     other["report_mask"] = np.concatenate([batch["report_mask"][:3], np.ones((1, 100), bool)])
     np.testing.assert_allclose(embed_text(variables, other).aligned["report"][:3], text[:3], atol=1e-5)
     # The vectors of the tower itself, as prediction and export make them, meet the same head.
-    tower = model.bind(variables).text_tower
-    vector_BxE = pool(
-        jax.jit(tower)(batch["report_ids"], batch["report_mask"]).last, batch["report_mask"], config.text.pooling
-    )
+    tower = {"params": variables["params"]["text_tower"]}
+    hidden_BxLxE = jax.jit(Bert(BERT).apply)(tower, batch["report_ids"], batch["report_mask"]).last
+    vector_BxE = pool(hidden_BxLxE, batch["report_mask"], config.text.pooling)
     same = model.apply(variables, {"report_embedding": vector_BxE}, method="embed_text").aligned["report"]
     np.testing.assert_allclose(same, text, atol=1e-4)
 
