@@ -60,7 +60,9 @@ def test_nih_names_tell_patients(tmp_path):
         "train": [{"file_name": f"{name}.png", "syms": [], "boxes": []} for name in ("00000004_000", "00000005_006")],
         "test": [{"file_name": "00000005_007.png", "syms": [], "boxes": []}],
     }
-    files = {f"images/{entry['file_name']}": images.encode_png(ellipses(3)) for part in lists.values() for entry in part}
+    files = {
+        f"images/{entry['file_name']}": images.encode_png(ellipses(3)) for part in lists.values() for entry in part
+    }
     write_files(tmp_path, files | {f"{part}.json": json.dumps(entries) for part, entries in lists.items()})
     made = make(chestx_det10, root=str(tmp_path), size=32, validation_share=0.0)
     assert (made.counts, made.reasons) == ({"train": 1, "test": 1}, {"patient_in_two_splits": 1})

@@ -45,7 +45,12 @@ def test_every_line(root):
 
 
 def test_lines_without_a_source():
-    assert covidx.parse_line("47c78742 47c78742.png normal") == ("unknown/47c78742", "47c78742.png", "normal", "unknown")
+    assert covidx.parse_line("47c78742 47c78742.png normal") == (
+        "unknown/47c78742",
+        "47c78742.png",
+        "normal",
+        "unknown",
+    )
     assert covidx.parse_line("9 normal.png COVID-19 cohen") == ("cohen/9", "normal.png", "COVID-19", "cohen")
 
 
