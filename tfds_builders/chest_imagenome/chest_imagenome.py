@@ -49,7 +49,7 @@ class ImagenomeConfig(common.LocalConfig):
     images_root: str = ""
     """Folder of the MIMIC-CXR-JPG images in their original size: boxes are in its pixels."""
     keep_gold: bool = False
-    """Keep the images of images_to_avoid.csv, which the gold set was made of."""
+    """Keep the images of images_to_avoid.csv, which belong to the gold set."""
 
 
 CONFIG = ImagenomeConfig(name="default")

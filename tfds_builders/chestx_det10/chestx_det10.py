@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from medvlp_jax.data.labels import ABSENT, PRESENT, translate
 from medvlp_jax.data.staging import Plan, Rejection
 from medvlp_jax.data.tables import find_file, index_files
 from tfds_builders import common
+from tfds_builders.chestxray14.chestxray14 import patient_id
 
 WHAT = "a folder with train.json and test.json (or ChestX_Det_train.json and ChestX_Det_test.json) and the images"
 FRAME = 1024
@@ -32,6 +34,8 @@ SAME = {
 }
 IMPLIES = {"Diffuse Nodule": "Lung Lesion", "Pleural Thickening": "Pleural Other"}
 BOX_NAMES = {**SAME, **IMPLIES}
+NIH_NAME = re.compile(r"(\d{8})_\d{3}")
+"""Stem of an NIH file name, which tells the patient: so in the first lists of ChestX-Det10, not in later ones."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -39,7 +43,9 @@ class DetConfig(common.LocalConfig):
     """Settings of ChestX-Det."""
 
     validation_share: float = 0.1
-    """Share of the training images that become validation."""
+    """Share of the training patients that become validation; where patients are unknown, of the images."""
+    split_conflict: str = "first"
+    """A patient in both lists keeps the images of test."""
 
 
 CONFIG = DetConfig(name="default")
@@ -49,7 +55,7 @@ def plan(config: DetConfig) -> Plan:
     """One work item per entry of the two lists. Raises: ValueError for a list that is not there or no list."""
     root = common.root_of(config, WHAT)
     entries, checksums = [], {}
-    for part in ("train", "test"):
+    for part in ("test", "train"):
         path = find_file(root, (f"{part}.json", f"ChestX_Det_{part}.json", f"chestx_det10_{part}.json"), f"{part} list")
         checksums[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
         entries += [(part, number, entry) for number, entry in enumerate(read_list(path), start=1)]
@@ -65,24 +71,28 @@ def plan(config: DetConfig) -> Plan:
         if len(boxes) != len(entry["syms"]) or (polygons and len(polygons) != len(boxes)):
             rejections.append(Rejection("bad_annotation", row=number, item=f"{part}/{name}"))
             continue
-        split = "test"
+        image, patient, split = f"{part}/{name}", f"{part}/{name}", "test"
+        if nih := NIH_NAME.fullmatch(Path(name).stem):
+            image, patient = Path(name).stem, patient_id(nih.group(1))
         if part == "train":
-            split = "validation" if splits.draw(config.seed, name) < config.validation_share else "train"
+            drawn = splits.draw(config.seed, patient if nih else name)
+            split = "validation" if drawn < config.validation_share else "train"
         own = {known: PRESENT if known in entry["syms"] else ABSENT for known in names}
         items.append(
             {
                 "row": number,
                 "image": f"{part}/{name}",
                 "path": str(places[part] / files[part].get(name, name)),
-                "image_id": f"{part}/{name}",
-                "study_id": f"{part}/{name}",
-                "patient_id": f"{part}/{name}",
+                "image_id": image,
+                "study_id": image,
+                "patient_id": patient,
                 "split": split,
                 "view": "FRONTAL",
-                "labels": translate(own, SAME, IMPLIES) | ({} if entry["syms"] else {"No Finding": PRESENT}),
+                "labels": translate(own, SAME, IMPLIES),
                 "own_labels": own,
                 "boxes": [_box(box, sym) for box, sym in zip(boxes, entry["syms"], strict=True)],
                 "polygons": [[sym, polygon] for sym, polygon in zip(entry["syms"], polygons, strict=False)],
+                "facts": ["NIH patient known" if nih else "NIH patient unknown"],
             }
         )
     rule = f"official test list, {config.validation_share:g} of the training list is validation, seed {config.seed}"

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("tensorflow_datasets")
 
 from medvlp_jax.data import images, labels
+from medvlp_jax.data.records import hashed_id
 from tfds_builders.chestx_det10 import chestx_det10
 from tfds_builders.image_report_folder.make_dummy_data import ellipses
 from tfds_builders.testing import local_data, make, write_files
@@ -47,10 +48,25 @@ def test_every_entry(tmp_path):
     assert effusion[33:63, 65:95].all()
     assert effusion[2, 2]
     assert not effusion[30, 30]
-    assert labels.label_states(made.examples["train/36199.png"]["labels"])["No Finding"] == 1
+    assert "No Finding" not in labels.label_states(made.examples["train/36199.png"]["labels"])  # ten findings, not all
     assert labels.label_states(record["labels"])["Lung Lesion"] == 1
     assert made.own("train/36199.png") == dict.fromkeys(("Diffuse Nodule", "Effusion", "Fibrosis", "Nodule"), 0)
     assert "test/36199.png" in made.splits["test"]
+
+
+def test_nih_names_tell_patients(tmp_path):
+    """The first lists name the NIH files; training images of a test patient go."""
+    lists = {
+        "train": [{"file_name": f"{name}.png", "syms": [], "boxes": []} for name in ("00000004_000", "00000005_006")],
+        "test": [{"file_name": "00000005_007.png", "syms": [], "boxes": []}],
+    }
+    files = {
+        f"images/{entry['file_name']}": images.encode_png(ellipses(3)) for part in lists.values() for entry in part
+    }
+    write_files(tmp_path, files | {f"{part}.json": json.dumps(entries) for part, entries in lists.items()})
+    made = make(chestx_det10, root=str(tmp_path), size=32, validation_share=0.0)
+    assert (made.counts, made.reasons) == ({"train": 1, "test": 1}, {"patient_in_two_splits": 1})
+    assert made.examples["00000004_000"]["patient_id"] == hashed_id("nih-00000004")
 
 
 def test_real_test_list():

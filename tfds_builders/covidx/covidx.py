@@ -94,9 +94,13 @@ def plan(config: CovidxConfig) -> Plan:
 def parse_line(line: str) -> tuple[str, str, str, str]:
     """ "patient file class source" -> (patient within its source, file, class, source); files may hold blanks.
 
+    Some lists up to version 7A leave the source out; it is "unknown" then.
+
     Raises: Rejection "wrong_number_of_fields" or "bad_label".
     """
     words = line.split()
+    if words[-1].lower() in CLASSES:
+        words.append("unknown")
     if len(words) < 4:
         raise Rejection("wrong_number_of_fields", detail=f"{len(words)} fields")
     patient, *name, kind, source = words

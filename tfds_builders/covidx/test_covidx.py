@@ -44,6 +44,16 @@ def test_every_line(root):
     }
 
 
+def test_lines_without_a_source():
+    assert covidx.parse_line("47c78742 47c78742.png normal") == (
+        "unknown/47c78742",
+        "47c78742.png",
+        "normal",
+        "unknown",
+    )
+    assert covidx.parse_line("9 normal.png COVID-19 cohen") == ("cohen/9", "normal.png", "COVID-19", "cohen")
+
+
 def test_lists_of_a_folder(root):
     for part in ("train", "test"):
         (root / f"labels/{part}_COVIDx9A.txt").rename(root / f"{part}.txt")

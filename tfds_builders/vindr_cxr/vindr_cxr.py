@@ -24,7 +24,7 @@ from tfds_builders import common
 WHAT = "the PhysioNet folder (train/, test/, annotations/) or the Kaggle one (train.csv, train/)"
 NO_FINDING = "No finding"
 SPELLINGS = {"Other diseases": "Other disease"}
-"""The label tables and the box tables spell one label differently."""
+"""The label tables of train and test spell one label differently."""
 SAME = {
     NO_FINDING: "No Finding",
     "Cardiomegaly": "Cardiomegaly",
