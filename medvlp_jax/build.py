@@ -202,10 +202,11 @@ def _text_tower(config: Any, say) -> text_tower.TextTower:
 
 
 def _text_cache(config: Any, tower: text_tower.TextTower, train: RecordSource, say) -> TextCache:
-    # Records of a prepared version never change, so a cache of the right key beside them is complete.
+    # Records of a prepared version never change, so a cache of the right key beside them holds its splits for good.
     folder = text_cache_folder(config, tower, train)
-    ready = (folder / "complete").exists()
-    if not ready and jax.process_index() == 0:
+    done, splits = folder / "complete", set(_splits(config))
+    held = set(done.read_text().split("\n")) if done.exists() else set()
+    if not splits <= held and jax.process_index() == 0:
         say("text      encoding every distinct section once; later runs read the cache")
         start = time.monotonic()
         cache = TextCache.build(
@@ -216,7 +217,7 @@ def _text_cache(config: Any, tower: text_tower.TextTower, train: RecordSource, s
             directory=folder,
             progress=_ticker(say),
         )
-        (folder / "complete").touch()
+        done.write_text("\n".join(sorted((held | splits) - {""})))
         say(f"text      {len(cache)} distinct texts encoded in {time.monotonic() - start:.0f} s")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("text cache")
@@ -231,11 +232,15 @@ def text_cache_folder(config: Any, tower: text_tower.TextTower, source: RecordSo
     return Path(source.folder) / "text_cache" / f"{text.missing}{units}-{tower.key}"
 
 
+def _splits(config: Any) -> tuple[str, str, str]:
+    return config.data.train_split, config.data.eval_split, config.data.test_split
+
+
 def _texts(config: Any, train: RecordSource) -> Iterator[str]:
     """Every text of every split, as the pipeline will look it up."""
     rule = {"report": tuple(config.text.report) if _has_report(config) else ()}
     rule["sentences"] = config.text.draw == "sentence"
-    for split in (config.data.train_split, config.data.eval_split, config.data.test_split):
+    for split in _splits(config):
         source = train if split == train.split else open_source(config, split)
         yield from section_texts(source, config.text.missing, tuple(config.text.sections), **rule)
 

@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "medvlp_jax/plan": (
         "medvlp_jax.plan",
         "medvlp_jax.methods",
+        "medvlp_jax.encoders",
         *(f"medvlp_jax.{module}" for module in ("build", "config", "optim", "sharding", "step", "text_tower")),
     ),
     "medvlp_jax/report": (

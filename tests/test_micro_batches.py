@@ -102,7 +102,7 @@ model, tx, method = Towers(), optax.chain(optax.trace(1.0), optax.scale(-1.0)), 
 def run(devices, data, fsdp, parts, schedule):
     mesh = sharding.make_mesh(data, fsdp, jax.devices()[:devices])
     sweep = Sweep(schedule, 16, mesh)
-    config = ml_collections.ConfigDict({"micro_batches": parts, "batch_size": B})
+    config = ml_collections.ConfigDict({"micro_batches": parts, "batch_size": B, "optimizer": {"rates": ()}})
     make, target = steps.sharded_state(model, tx, batch, 0, mesh)
     step = steps.make_train_step(model, method, tx, config, examples=B, sweep=sweep)
     step = steps.compile_train_step(step, target, mesh)

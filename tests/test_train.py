@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
+from medvlp_jax import build, text_tower
 from medvlp_jax.goodput import USES
 
 
@@ -209,3 +210,16 @@ def test_a_run_with_parts_and_a_ring(data, tmp_path):
     wrong = tiny.run(tiny.command(data, tmp_path / "wrong", **more), check=False)
     assert wrong.returncode == 2
     assert "Unknown schedule 'rings'. Choose one of dense, chunked, ring" in wrong.stderr
+
+
+def test_a_text_cache_grows_when_other_splits_are_asked_for(data, tmp_path):
+    """A cache that was made for a part of a split does not pass for one of all of it."""
+    config = tiny.make_config(data).unlock()
+    config.text.max_length = 60  # a key of its own
+    tower, said = text_tower.of_config(config), []
+    sizes = []
+    for split in ("train[:2]", "train", "train"):
+        config.data.train_split = split
+        sizes.append(len(build._text_cache(config, tower, build.open_source(config, split), said.append)))
+    assert sizes[0] < sizes[1] == sizes[2]
+    assert sum("encoding every distinct section" in line for line in said) == 2

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STUDIES = {"train_studies": 40, "validation_studies": 12, "test_studies": 12}
@@ -92,13 +93,9 @@ def overrides(data: Path, **more: object) -> dict[str, object]:
     }
 
 
-def make_run(data: Path, workdir: Path, step: int = 4) -> Path:
-    """A run folder as training leaves it, with random weights and no training; needs only the tower of `data`."""
+def make_config(data: Path) -> ConfigDict:
+    """The locked config of a tiny run on `data`."""
     from configs import imitate
-    from medvlp_jax import build, methods, text_tower
-    from medvlp_jax import config as configs
-    from medvlp_jax import step as steps
-    from medvlp_jax.checkpoint import Checkpoints
 
     config = imitate.get_config("demo")
     with config.unlocked():
@@ -106,6 +103,17 @@ def make_run(data: Path, workdir: Path, step: int = 4) -> Path:
         written = overrides(data).items()
         fields = {n: ast.literal_eval(v) if isinstance(v, str) and v.startswith("(") else v for n, v in written}
         config.update_from_flattened_dict(fields)
+    return config
+
+
+def make_run(data: Path, workdir: Path, step: int = 4) -> Path:
+    """A run folder as training leaves it, with random weights and no training; needs only the tower of `data`."""
+    from medvlp_jax import build, methods, text_tower
+    from medvlp_jax import config as configs
+    from medvlp_jax import step as steps
+    from medvlp_jax.checkpoint import Checkpoints
+
+    config = make_config(data)
     workdir.mkdir(parents=True, exist_ok=True)
     configs.claim_workdir(config, workdir)
     model = methods.get(config.method).build(config)

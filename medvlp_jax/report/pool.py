@@ -92,8 +92,8 @@ def _texts(run: Trained, source: RecordSource, records: Sequence[dict[str, Any]]
     rows = [study_texts(record, rule.missing, tuple(rule.report)) for record in records]
     texts = sorted({row[section] for row in rows for section in sections})
     folder = build.text_cache_folder(run.config, run.tower, source)
-    if (folder / "complete").exists():
-        cache = TextCache.open(folder, run.tower.key)
+    cache = TextCache.open(folder, run.tower.key) if (folder / "complete").exists() else ()
+    if all(text in cache for text in texts):  # it may have been made for other splits
         frozen = np.stack([cache.lookup(text) for text in texts])
     else:
         frozen = run.encode(texts)
