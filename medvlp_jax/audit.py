@@ -229,7 +229,7 @@ def lines(result: Mapping[str, Any]) -> list[str]:
             rows.append([f"{pair['evaluation']} / {pair['other']}", *cells])
         out += ["", *(aligned(rows) if sharing else ())]
         if alone := len(result["pairs"]) - len(sharing):
-            out.append(f"{alone} pairs of splits share nothing.")
+            out.append(f"Pairs of splits that share nothing: {alone}.")
     out.append("")
     notes = 0
     for finding in result["findings"]:

@@ -79,7 +79,7 @@ def test_nothing_leaks(sets, capsys):
     assert audit.main(["ours"]) == 0
     printed = capsys.readouterr().out
     assert "No leak found." in printed
-    assert "1 pairs of splits share nothing." in printed
+    assert "Pairs of splits that share nothing: 1." in printed
     assert audit.audit(["ours"])["findings"] == []
 
 
