@@ -1,11 +1,11 @@
 """What every config shares: the argument parser and the fields that all runs have."""
 
 import difflib
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
 
-PRESETS = ("fixed", "released")
 SLOW_TEXT = "text_tower/.*=0.1"  # a small trunk learns from nothing, ten times as fast as a text tower that knows words
 # What the phantoms show. Lung Opacity and Pneumonia are judgements in their reports; no picture decides them.
 RENDERED = (
@@ -69,16 +69,6 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
     return ConfigDict(parsed)
 
 
-def arguments(arg: str | None, *, presets: tuple[str, ...] = PRESETS) -> ConfigDict:
-    """The arguments that every method's config takes: `demo`, `small`, `preset`, `data`.
-
-    Raises: ValueError as `parse_arg`, or for another preset.
-    """
-    parsed = parse_arg(arg, demo=False, small=False, preset="fixed", data="")
-    choose("preset", parsed.preset, presets)
-    return parsed
-
-
 def choose(name: str, value: str, choices: tuple[str, ...]) -> str:
     """`value` when it is one of `choices`. Raises: ValueError listing them."""
     if value not in choices:
@@ -86,12 +76,31 @@ def choose(name: str, value: str, choices: tuple[str, ...]) -> str:
     return value
 
 
-def of_method(method: str, arg: ConfigDict) -> ConfigDict:
-    """`base` with what `arguments` say: method, preset and data set."""
+def of_method(
+    method: str,
+    arg: str | None,
+    *parts: Callable[[ConfigDict], None],
+    small: Callable[[ConfigDict], None],
+    **presets: Callable[[ConfigDict], None],
+) -> ConfigDict:
+    """The locked config of one run: `base`, then every part, then the preset asked for, then the small sizes.
+
+    Args: arg: what every method's config takes: `demo`, `small`, `preset`, `data`. parts: model and recipe of the
+      `fixed` preset. presets: what the others change.
+    Raises: ValueError as `parse_arg`, or for another preset.
+    """
+    asked = parse_arg(arg, demo=False, small=False, preset="fixed", data="")
+    choose("preset", asked.preset, ("fixed", *presets))
     config = base()
-    config.method, config.preset = method, arg.preset
-    config.data.name = arg.data or ("cxr_phantom" if arg.demo else "mimic_cxr")
-    return config
+    config.method, config.preset = method, asked.preset
+    config.data.name = asked.data or ("cxr_phantom" if asked.demo else "mimic_cxr")
+    for part in parts:
+        part(config)
+    if asked.preset in presets:
+        presets[asked.preset](config)
+    if asked.demo or asked.small:
+        small(config)
+    return config.lock()
 
 
 def base() -> ConfigDict:

@@ -11,23 +11,12 @@ Arguments (comma separated behind the colon): `demo`, `small`, `data=NAME` as in
 
 from configs import common
 
-PRESETS = (*common.PRESETS, "mgca_variant")
 EMBEDDINGS = "text_tower/(word|position|token_type|norm)/.*=0"
 
 
 def get_config(arg=None):
     """The locked config of one run."""
-    arg = common.arguments(arg, presets=PRESETS)
-    config = common.of_method("convirt", arg)
-    model(config)
-    recipe(config)
-    if arg.preset == "released":
-        released(config)
-    elif arg.preset == "mgca_variant":
-        mgca_variant(config)
-    if arg.demo or arg.small:
-        small(config)
-    return config.lock()
+    return common.of_method("convirt", arg, model, recipe, small=small, released=released, mgca_variant=mgca_variant)
 
 
 def model(config):

@@ -13,15 +13,7 @@ from configs import common
 
 def get_config(arg=None):
     """The locked config of one run."""
-    arg = common.arguments(arg)
-    config = common.of_method("siglip", arg)
-    model(config)
-    recipe(config)
-    if arg.preset == "released":
-        released(config)
-    if arg.demo or arg.small:
-        small(config)
-    return config.lock()
+    return common.of_method("siglip", arg, model, recipe, small=small, released=released)
 
 
 def model(config):

@@ -20,16 +20,12 @@ def symmetric_uniform(bound: float) -> nn.initializers.Initializer:
     return init
 
 
-def inverse_root(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-    """Normal with variance 1 / inputs: the projections of CLIP (arXiv 2103.00020)."""
-    return jax.random.normal(key, shape, dtype) / math.sqrt(shape[0])
-
-
-# Name -> initialiser of a linear layer's kernel; its bias is zero. `torch` is the default of torch's Linear, bias too.
+# Name -> initialiser of a linear layer's kernel; its bias is zero. `inverse_root`: normal with variance 1 / inputs, the
+# projections of CLIP (arXiv 2103.00020). `torch` is the default of torch's Linear, bias too.
 INITS = {
     "torch": None,
     "kaiming_fan_out": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-    "inverse_root": inverse_root,
+    "inverse_root": nn.initializers.variance_scaling(1.0, "fan_in", "normal"),
 }
 
 
