@@ -29,3 +29,12 @@ def small_disk(tmp_path):
         pytest.skip(f"a small tmpfs cannot be mounted: {mounted.stderr.strip()}")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+@pytest.fixture(scope="module")
+def compile_cheaply():
+    """Programs of a module that run once are compiled without most optimisations."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

@@ -28,12 +28,7 @@ SOURCE = [
 ]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_cheaply():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("compile_cheaply")
 
 
 def tiny_config(**fields):

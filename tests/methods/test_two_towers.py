@@ -25,12 +25,7 @@ BERT = BertConfig(
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_cheaply():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("compile_cheaply")
 
 
 def get(name, argument="", **loss):

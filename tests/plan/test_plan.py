@@ -72,12 +72,7 @@ def test_what_does_not_fit_is_told_from_other_errors():
     assert topology.too_large(RuntimeError("INTERNAL: something else")) is None
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_cheaply():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("compile_cheaply")
 
 
 @pytest.fixture
