@@ -16,11 +16,8 @@ from medvlp_jax.trained import open_run
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compile_quickly():
+def compile_quickly(compile_cheaply):
     """The programs are run once or twice: compiling them well would take most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")
