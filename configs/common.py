@@ -151,6 +151,9 @@ def base() -> ConfigDict:
     config.text.sections = ("findings", "impression")
     config.text.report = ("findings", "impression")
     config.text.draw = "whole"  # what a training step reads of a text: whole, or one sentence drawn anew
+    # What the pieces of a text are told apart by, for methods that compare parts: "" (nothing), words or sentences.
+    config.text.units = ""
+    config.text.split = "simple"  # rule of sentences (medvlp_jax/data/sentences.py); others clean whole texts, too
     config.text.trained = False  # the tower learns, as a part of the model; False: it is frozen
     config.text.pooling = "cls"
     config.text.max_length = 256

@@ -63,6 +63,12 @@ def assemble(config: Any, mesh: Mesh, say=print) -> Parts:
             "text.trained=True with text.cache=True: vectors of a tower that is trained change with every step. Use "
             "--config.text.cache=False, or --config.text.trained=False for a frozen tower."
         )
+    if not config.text.trained and (config.text.units or config.text.split != "simple"):
+        raise ValueError(
+            f"text.units={config.text.units!r}, text.split={config.text.split!r} with text.trained=False: a frozen "
+            "tower gives one vector per text, split by the rule 'simple'. Use --config.text.trained=True "
+            "--config.text.cache=False, or --config.text.units='' --config.text.split=simple."
+        )
     method = methods.get(config.method)
     sweep, why = pair_sweep(config, mesh)
     say(f"pairs     {why}")
@@ -107,7 +113,12 @@ def pair_sweep(config: Any, mesh: Mesh) -> tuple[schedules.Sweep, str]:
     if schedule == "auto":
         budget = pairs.budget_mib * 2**20
         choice = schedules.choose(
-            batch, batch, config.model.features, devices=mesh.devices.size, chunk=pairs.chunk, budget_bytes=budget
+            batch,
+            batch,
+            config.model.features or 768,
+            devices=mesh.devices.size,
+            chunk=pairs.chunk,
+            budget_bytes=budget,
         )
         schedule, why = choice.schedule, choice.reason
     return schedules.Sweep(schedule, pairs.chunk, mesh), why
@@ -132,6 +143,8 @@ def batch_shapes(config: Any, text_width: int) -> dict[str, Any]:
         if config.text.trained:
             shapes[f"{section}_ids"] = struct((1, config.text.max_length), "int32")
             shapes[f"{section}_mask"] = struct((1, config.text.max_length), "bool")
+            if config.text.units:
+                shapes[f"{section}_segment"] = struct((1, config.text.max_length), "int32")
         else:
             shapes[f"{section}_embedding"] = struct((1, text_width), "float32")
         shapes[f"has_{section}"] = struct((1,), "bool")
@@ -181,9 +194,13 @@ def _preprocess(
     sections, parts = tuple(config.text.sections), tuple(config.text.report) if _has_report(config) else ()
     names = ", ".join(map(repr, sections))
     ops = [images, f"sections({config.text.missing!r}, report={parts})"]
+    rule, units = config.text.split, config.text.units
     if draw == "sentence":
-        ops.append(f"sentence({names})")
-    ops.append(f"cached_text({names})" if cache is not None else f"tokenize({config.text.max_length}, {names})")
+        ops.append(f"sentence({names}, rule={rule!r})")
+    elif rule != "simple":
+        ops.append(f"sentences({names}, rule={rule!r})")
+    tokens = f"tokenize({config.text.max_length}, {names}, units={units!r})"
+    ops.append(f"cached_text({names})" if cache is not None else tokens)
     return preprocess.build("|".join(ops), tokenizer=tower.tokenizer, text_cache=cache)
 
 

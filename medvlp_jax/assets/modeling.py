@@ -41,7 +41,7 @@ def load(folder: str | Path = ".") -> Model:
 
     folder = Path(folder)
     config = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    model = {"imitate": Imitate, "two_towers": TwoTowers}[config["kind"]](config, folder)
+    model = {"imitate": Imitate, "two_towers": TwoTowers, "local_towers": LocalTowers}[config["kind"]](config, folder)
     model.trunk.load_state_dict(load_file(folder / "trunk.safetensors"), strict=True)
     heads = load_file(folder / "heads.safetensors")
     trunk = {f"trunk.{name}": tensor for name, tensor in model.trunk.state_dict().items()}
@@ -241,6 +241,9 @@ class Model(nn.Module):
         if pixels.is_floating_point() and pixels.numel() and pixels.max() <= 1:
             warnings.warn("Pixels are 0..1; this model takes 0..255. Multiply by 255.", stacklevel=3)
         grey = pixels.float().mean(dim=1, keepdim=True)
+        side = self.config["image"].get("upsample", 0)
+        if side:
+            grey = F.interpolate(grey, (side, side), mode="bilinear", align_corners=True)
         return (grey / 255.0 - self.mean) / self.std
 
     def _regions(self, head, pixels) -> torch.Tensor:
@@ -263,16 +266,17 @@ class Model(nn.Module):
             tower = AutoModel.from_pretrained(self.folder / "text", add_pooling_layer=False).eval()
             self._text = (AutoTokenizer.from_pretrained(self.folder / "text"), tower.to(self.mean.device))
         tokenizer, tower = self._text
-        length = self.config["text"]["max_length"]
+        text = self.config["text"]
+        length = text["max_length"]
         batch = tokenizer(list(texts), return_tensors="pt", padding=True, truncation=True, max_length=length)
         batch = batch.to(self.mean.device)
-        hidden = tower(**batch).last_hidden_state
-        if self.config["text"]["pooling"] == "cls":
+        hidden = sum(tower(**batch, output_hidden_states=True).hidden_states[-text.get("layers", 1) :])
+        if text["pooling"] == "cls":
             return hidden[:, 0]
         mask = batch["attention_mask"][:, :, None].float()
-        if self.config["text"]["pooling"] == "max":
+        if text["pooling"] == "max":
             return hidden.masked_fill(mask == 0, float("-inf")).amax(dim=1)
-        return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+        return (hidden * mask).sum(dim=1) / (text.get("mean_over") or mask.sum(dim=1).clamp(min=1))
 
     def view(self, grey) -> torch.Tensor:
         """The evaluation view of an upright grey image uint8 [H, W] (NumPy or torch), 0 black: uint8 [S, S].
@@ -337,6 +341,34 @@ class TwoTowers(Model):
     def image_regions(self, pixels) -> torch.Tensor:
         """[N, h, w, D]: what each place contributes to the image's vector, which is their mean; for heat maps."""
         return self._regions(self.image_head, pixels)
+
+
+class LocalTowers(Model):
+    """GLoRIA: heads for the image and for the regions of one level of the trunk, and where there are some for texts."""
+
+    def __init__(self, config: dict, folder: str | Path = "."):
+        super().__init__(config, folder)
+        for name, sizes in config["heads"]["parts"].items():
+            self.add_module(f"{name}_head", ProjectionHead(features=config["heads"]["features"], **sizes))
+        if config["prototypes"]:
+            self.prototypes = nn.Parameter(torch.zeros(*config["prototypes"]))
+
+    @torch.no_grad()
+    def embed_image(self, pixels) -> dict[str, torch.Tensor]:
+        """`config["sections"][0]` [N, D], aligned with texts; `pooled` [N, C], trunk features for probes."""
+        pooled = self.trunk(self.normalize(pixels))["pooled"]
+        return {self.config["sections"][0]: self.image_head(pooled), "pooled": pooled}
+
+    @torch.no_grad()
+    def embed_text(self, vectors) -> torch.Tensor:
+        """Vectors of `encode_text` [N, E] -> [N, D]."""
+        return self.text_head(vectors) if hasattr(self, "text_head") else vectors
+
+    @torch.no_grad()
+    def image_regions(self, pixels) -> torch.Tensor:
+        """[N, h, w, D]: the vectors of regions that words are compared with; for heat maps."""
+        place = self.trunk(self.normalize(pixels))[self.config["local_level"]].permute(0, 2, 3, 1)
+        return self.region_head(place.flatten(0, 2)).unflatten(0, place.shape[:3])
 
 
 def resize(grey: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from medvlp_jax.layers.channel_tokens import pooling_matrix
+from medvlp_jax.methods.towers import aligned_corners
 
 OPSET, IR_VERSION = 17, 9  # what ONNX Runtime has read since 1.14
 
@@ -119,6 +120,9 @@ def _trunk(graph: _Graph, model: Mapping[str, Any]) -> list[str]:
     """Pixels -> the maps of all stages, NCHW."""
     config, image = model["trunk"], model["image"]
     x = graph.add("Transpose", graph.add("Cast", "image", to=1), perm=[0, 3, 1, 2])
+    if image.get("upsample"):
+        matrix = aligned_corners(image["size"], image["upsample"])
+        x = graph.add("MatMul", graph.constant(matrix), graph.add("MatMul", x, graph.constant(matrix.T)))
     x = graph.add("Div", x, graph.constant(255.0))
     x = graph.add("Sub", x, graph.constant(np.reshape(image["mean"], (1, -1, 1, 1))))
     x = graph.add("Div", x, graph.constant(np.reshape(image["std"], (1, -1, 1, 1))))

@@ -140,6 +140,12 @@ TWO_TOWERS_HEADS = [
     Row("params/logits/(log_scale|bias)", "logits.{0}"),
 ]
 
+LOCAL_TOWERS_HEADS = [
+    *_dense(r"(image|text|region|word|sentence)_head/linear(\d)", "{0}_head.linear{1}"),
+    *_batch_norm(r"(image|text|region|word|sentence)_head/norm(\d)", "{0}_head.norm{1}"),
+    Row("params/prototypes", "prototypes"),
+]
+
 TABLES: dict[str, list[Row]] = {
     "resnet": RESNET,
     "bert": BERT,
@@ -148,6 +154,7 @@ TABLES: dict[str, list[Row]] = {
     "vit_timm": VIT_TIMM,
     "imitate_heads": IMITATE_HEADS,
     "two_towers_heads": TWO_TOWERS_HEADS,
+    "local_towers_heads": LOCAL_TOWERS_HEADS,
 }
 
 
