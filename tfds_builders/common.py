@@ -50,8 +50,14 @@ class LocalConfig(tfds.core.BuilderConfig):
     images that it lacks are left out. An ids.csv of another build is such a table."""
     label_table: str = ""
     """CSV of another labeler (study_id or an image column, and CheXpert names) whose labels replace the set's own."""
+    labels: str = "own"
+    """The fourteen: the set's "own", by "rules" from findings and impression, or "fill": rules where it has none."""
     sentences: str = "simple"
     """Sentence rule; see `sentences.RULES`."""
+    cleaning: str = "none"
+    """Rule for findings, impression and sentences, after these are split; see `cleaning.RULES`."""
+    deid: str = "keep"
+    """Marks of removed words (`___`, `XXXX`): "keep", "drop", or "unify" to one `___` a run."""
     film_check: bool = True
     """Count pictures that look inverted, empty or unlike a chest (`film_check`): kept, and named in ids.csv."""
     public: bool = False

@@ -88,6 +88,8 @@ CONFIG = PadchestConfig(name="default")
 def plan(config: PadchestConfig) -> Plan:
     """One work item per row. Raises: ValueError for a table or column that is not there."""
     root = common.root_of(config, WHAT)
+    if config.labels != "own":
+        raise ValueError(f"labels={config.labels!r}: the rules read English, the reports of PadChest are Spanish.")
     if config.labels_by not in METHODS:
         raise ValueError(f"labels_by={config.labels_by!r}; choices: {', '.join(METHODS)}.")
     table = Table(find_file(root, ("PADCHEST_chest_x_ray_images_labels_*.csv*",), "label table"), COLUMNS)
