@@ -199,8 +199,10 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def _same_settings(folder: Path, config: Any) -> None:
-    before = json.loads((folder / "provenance.json").read_text())["config"]
     now = config_dict(config)
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    built = json.loads((folder / "provenance.json").read_text())["config"]
+    before = {**{key: defaults[key] for key in now if key in defaults}, **built}  # settings newer than the folder
     different = [key for key in {*before, *now} if before.get(key) != now.get(key)]
     if different:
         changes = "; ".join(

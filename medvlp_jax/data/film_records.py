@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from medvlp_jax.data import film_check, images, preprocess, records, sentences
+from medvlp_jax.data import film_check, images, preprocess, record_text, records
 from medvlp_jax.data.labels import label_vector
 from medvlp_jax.data.staging import Example, Rejection
 from medvlp_jax.data.view_geometry import box_in_view, view_to_image
@@ -26,7 +26,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "fit": images.FITS,
     "depth": (8, 16),
     "encoding": ("auto", "png", "jpeg"),
-    "sentences": tuple(sentences.RULES),
+    **record_text.CHOICES,
 }
 """Settings with a fixed set of values."""
 
@@ -93,15 +93,14 @@ def make_record(
     image = images.to_uint8(image) if config.depth == 8 else image
     jpeg = config.encoding == "jpeg" or (config.encoding == "auto" and config.depth == 8 and kind == "jpeg")
     stored_masks = [(name, _stored(mask, config)) for name, mask in masks]
+    text = record_text.text_fields(item, config)
     example = records.example(
         image=images.encode_jpeg(image) if jpeg else images.encode_png(image),
-        findings=item.get("findings", ""),
-        impression=item.get("impression", ""),
-        report=item.get("report", ""),
-        sentences=item["sentences"]
-        if "sentences" in item
-        else sentences.split_sentences(item.get("findings", ""), config.sentences),
-        labels=label_vector(item.get("labels", {})),
+        findings=text["findings"],
+        impression=text["impression"],
+        report=text["report"],
+        sentences=text["sentences"],
+        labels=label_vector(text["labels"]),
         own_labels=item.get("own_labels", {}),
         boxes=[{"sentence": -1, **box} for box in boxes],
         masks=[{"mask": images.encode_png(mask), "finding": name} for name, mask in stored_masks if mask.any()],
@@ -115,7 +114,7 @@ def make_record(
             "file": item["image"],
             "sha256": hashlib.sha256(data).hexdigest(),
             "doubts": "|".join(doubts),
-            "facts": [*item.get("facts", ()), *(f"picture looks {doubt}" for doubt in doubts)],
+            "facts": [*item.get("facts", ()), *text["facts"], *(f"picture looks {doubt}" for doubt in doubts)],
         },
     )
     return [(item["image_id"], example)]

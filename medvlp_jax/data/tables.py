@@ -9,12 +9,14 @@ import hashlib
 import io
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from medvlp_jax.data.staging import Rejection
 
 Row = dict[str, str]
+IMAGE_COLUMNS = ("image_id", "dicom_id", "Image Index", "ImageID", "patientId", "ImageId", "Path", "image")
+"""Names under which a table of splits or labels may hold images."""
 
 
 def read_text(path: Path) -> tuple[str, str]:
@@ -122,3 +124,38 @@ def index_files(root: Path, suffixes: Sequence[str]) -> dict[str, str]:
             if name.lower().endswith(tuple(suffixes)):
                 found.setdefault(name, os.path.relpath(os.path.join(folder, name), root))
     return found
+
+
+class ImageIndex:
+    """Finds the image that a table means, whatever folders and extension one of the two writes.
+
+    `patient1/study1/view1.jpg` is never taken for `patient2/study1/view1.jpg`: a name alone stands for an image only
+    when the table or the data set has names without folders.
+
+    Args: images: as the table writes them.
+    """
+
+    def __init__(self, images: Iterable[str]):
+        self._whole: dict[str, str] = {}
+        self._parts: dict[str, str] = {}
+        for image in images:
+            path = plain_image(image)
+            self._whole.setdefault(path, image)
+            if "/" in path:
+                self._parts.setdefault(path.partition("/")[2], image)
+                self._parts.setdefault(path.rpartition("/")[2], image)
+
+    def find(self, image: str) -> str | None:
+        """The image as the table writes it, or None."""
+        path = plain_image(image)
+        for found in (self._whole.get(path), self._parts.get(path), self._whole.get(path.rpartition("/")[2])):
+            if found is not None:
+                return found
+        return None
+
+
+def plain_image(image: str) -> str:
+    """The path of an image without the extension of an image file."""
+    path = image.strip()
+    stem, dot, extension = path.rpartition(".")
+    return stem if dot and extension.lower() in ("png", "jpg", "jpeg", "dcm", "dicom") else path

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from medvlp_jax.data import film_records, staging
-from medvlp_jax.data.labels import ABSENT, PRESENT, translate
+from medvlp_jax.data.label_translations import SAME, WIDER, Row, same, translate
+from medvlp_jax.data.labels import ABSENT, PRESENT
 from medvlp_jax.data.staging import Plan, Rejection
 from medvlp_jax.data.tables import Table, find_file, find_optional
 from tfds_builders import common
@@ -29,17 +30,13 @@ WHAT = "the Chest ImaGenome folder of PhysioNet (https://physionet.org/content/c
 SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 KINDS = ("anatomicalfinding", "disease", "tubesandlines", "device")
 """Kinds of attributes that become labels; others (texture, severity, nlp, ...) describe them."""
-SAME = {
-    "atelectasis": "Atelectasis",
-    "consolidation": "Consolidation",
-    "enlarged cardiac silhouette": "Cardiomegaly",
-    "lung lesion": "Lung Lesion",
-    "lung opacity": "Lung Opacity",
-    "pleural effusion": "Pleural Effusion",
-    "pneumonia": "Pneumonia",
-    "pneumothorax": "Pneumothorax",
-    "pulmonary edema/hazy opacity": "Edema",
-}
+LABELS = (
+    *same(
+        ("atelectasis", "consolidation", "lung lesion", "lung opacity", "pleural effusion", "pneumonia", "pneumothorax")
+    ),
+    Row(("enlarged cardiac silhouette",), SAME, "Cardiomegaly", "the labeler reads the cardiac silhouette so"),
+    Row(("pulmonary edema/hazy opacity",), WIDER, "Edema", "a hazy opacity need not be edema"),
+)
 
 
 @dataclasses.dataclass(eq=False)
@@ -116,7 +113,7 @@ def make_examples(item: dict[str, Any], config: ImagenomeConfig) -> list[staging
         return ()
 
     text = {"sentences": phrases, "findings": " ".join(phrases)}
-    labels = {"labels": translate(own, SAME), "own_labels": own, "pixel_boxes": regions}
+    labels = {"labels": translate(own, LABELS), "own_labels": own, "pixel_boxes": regions}
     return film_records.make_record({**item, **text, **labels}, config, masks=inside)
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from medvlp_jax.data import film_records, sections, staging
-from medvlp_jax.data.labels import PRESENT, translate
+from medvlp_jax.data.label_translations import KIND, NONE, Row, translate
+from medvlp_jax.data.labels import PRESENT
 from medvlp_jax.data.staging import Plan, Rejection
 from medvlp_jax.data.tables import Table, find_optional, index_files
 from tfds_builders import common
@@ -27,28 +28,41 @@ WHAT = (
     "a folder with the images and the reports: ecgen-radiology/*.xml (or NLMCXR_reports.tgz), or indiana_reports.csv "
     "and indiana_projections.csv, or annotation.json"
 )
-MESH_IMPLIES = {
-    "normal": "No Finding",
-    "Cardiomegaly": "Cardiomegaly",
-    "Opacity": "Lung Opacity",
-    "Airspace Disease": "Lung Opacity",
-    "Infiltrate": "Lung Opacity",
-    "Nodule": "Lung Lesion",
-    "Mass": "Lung Lesion",
-    "Pulmonary Edema": "Edema",
-    "Consolidation": "Consolidation",
-    "Pneumonia": "Pneumonia",
-    "Pulmonary Atelectasis": "Atelectasis",
-    "Pneumothorax": "Pneumothorax",
-    "Hydropneumothorax": "Pneumothorax",
-    "Pleural Effusion": "Pleural Effusion",
-    "Fractures, Bone": "Fracture",
-    **dict.fromkeys(
-        ("Catheters, Indwelling", "Implanted Medical Device", "Medical Device", "Tube, Inserted", "Stents"),
+LABELS = (
+    Row(("normal",), KIND, "No Finding", "said of the whole report"),
+    Row(("Cardiomegaly",), KIND, "Cardiomegaly", "the same word"),
+    Row(("Opacity", "Airspace Disease", "Infiltrate"), KIND, "Lung Opacity", "phrases of the labeler"),
+    Row(("Nodule", "Mass"), KIND, "Lung Lesion", "phrases of the labeler"),
+    Row(("Pulmonary Edema",), KIND, "Edema", "the same word"),
+    Row(("Consolidation",), KIND, "Consolidation", "the same word"),
+    Row(("Pneumonia",), KIND, "Pneumonia", "the same word"),
+    Row(("Pulmonary Atelectasis",), KIND, "Atelectasis", "the same word"),
+    Row(("Pneumothorax", "Hydropneumothorax", "Hemopneumothorax"), KIND, "Pneumothorax", "air in the pleural space"),
+    Row(("Pleural Effusion",), KIND, "Pleural Effusion", "the same word"),
+    Row(("Fractures, Bone",), KIND, "Fracture", "the same word"),
+    Row(
+        ("Catheters, Indwelling", "Implanted Medical Device", "Medical Device", "Tube, Inserted"),
+        KIND,
         "Support Devices",
+        "phrases of the labeler",
     ),
-}
+    Row(
+        ("Nodule elsewhere", "Mass elsewhere", "Opacity elsewhere"),
+        NONE,
+        "",
+        "the term names another place than the lung",
+    ),
+    Row(("Stents",), NONE, "", "of the coronary vessels, the aorta, the abdomen; no phrase of the labeler"),
+    Row(("Pulmonary Congestion", "Heart Failure"), NONE, "", "whether there is edema is not said"),
+)
 """First part of a MeSH term -> CheXpert name it is a kind of. Terms name what is there; absence is not said."""
+ELSEWHERE = frozenset(
+    (
+        *("adipose tissue", "breast", "heart", "mediastinum", "pleura", "pleural sinus", "ribs", "soft tissue"),
+        *("supracardiac", "thoracic vertebrae", "sternum", "clavicle", "humerus"),
+    )
+)
+"""Places in a MeSH term that are not the lung."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -103,7 +117,7 @@ def plan(config: IuConfig) -> Plan:
                     "patient_id": uid,
                     "split": report["split"],
                     "view": common.view_name(view),
-                    "labels": translate(own, {}, MESH_IMPLIES),
+                    "labels": translate({_placed(term): PRESENT for term in report["mesh"]}, LABELS),
                     "own_labels": own,
                     "findings": both["findings"],
                     "impression": both["impression"],
@@ -114,6 +128,13 @@ def plan(config: IuConfig) -> Plan:
     rule = "annotation.json" if form == "annotation.json" else ""
     facts = {"form": form, "reports": len(reports)}
     return common.finish_plan(items, rejections, config, tables=tables, split_rule=rule, provenance=facts)
+
+
+def _placed(term: str) -> str:
+    """ "Nodule/lung/apex" -> "Nodule"; "Nodule elsewhere" where the term names another place and not the lung."""
+    first, *rest = (part.strip() for part in term.split("/"))
+    moved = first in ("Nodule", "Mass", "Opacity") and "lung" not in rest and not ELSEWHERE.isdisjoint(rest)
+    return f"{first} elsewhere" if moved else first
 
 
 def _stem(name: str) -> str:
