@@ -6,11 +6,11 @@ All sides read the same folder in the layout of MIMIC-CXR-JPG (`mimic_folder.py`
 cores, in turns; the whole command counts, start-up, table joins and side tables included. The others are one process
 and written anew after the steps of public code, with the fastest decoder at hand:
 
-  IMITATE  (cheliu-computation/IMITATE-TMI2024@cd1c575) sections of each report to a table; image decoded, cropped to the
-           box of its non-zero pixels, scaled by its range, resized bilinearly to a square, one .npy of all. (x 255 here:
-           the factor 256 of the original turns white to black.)
-  MGCA     (HKU-MedAI/MGCA) the same table; image decoded, longest side to 256 by area, padded. MGCA repeats this at each
-           access of training; here it is done once, into one .npy of all.
+  IMITATE  (cheliu-computation/IMITATE-TMI2024@cd1c575) sections of each report to a table; image decoded, cropped to
+           the box of its non-zero pixels, scaled by its range, resized bilinearly to a square, one .npy of all. (x 255
+           here: the factor 256 of the original turns white to black.)
+  MGCA     (HKU-MedAI/MGCA) the same table; image decoded, longest side to 256 by area, padded. MGCA repeats this at
+           each access of training; here it is done once, into one .npy of all.
 
 Neither stores labels, ids, checksums or splits by patient, checks whether a file is whole, nor shuffles records.
 A build of a few images tells what start-up costs; "after start" is the rate between the two.

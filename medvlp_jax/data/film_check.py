@@ -102,7 +102,7 @@ def _content(grey_HxW: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "h w"]:
     return without_bars(grey_HxW[::step, ::step])
 
 
-def _percentiles(count_256: Int[np.ndarray, "256"], percent: Sequence[float]) -> list[float]:
+def _percentiles(count_256: Int[np.ndarray, " 256"], percent: Sequence[float]) -> list[float]:
     """`np.percentile` of grey levels, from how often each occurs: a tenth of the time."""
     up_to_256 = np.cumsum(count_256)
     found = []

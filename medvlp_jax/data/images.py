@@ -9,8 +9,6 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,12 +76,38 @@ def read_image(
     if kind == "dicom":
         image = _read_dicom(data, frame, colour)
     else:
-        image = _read_raster(data, kind, colour)
+        image, _ = check_complete(data, kind)
+        if image is None:
+            image = _read_raster(data, kind, colour)
+        elif image.ndim == 3:
+            image = _grey(image, colour)
     if image.size == 0:
         raise ImageError("unreadable_image", f"shape {image.shape}")
     if image.min() == image.max():
         raise ImageError("blank_image", "every pixel has the same value")
     return np.ascontiguousarray(image)
+
+
+def read_for_resize(
+    data: bytes, size: int, fit: Fit = "pad", *, frame: int | None = None
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """As `read_image`, for a picture that will be resized: a large JPEG is decoded at a quarter of its size.
+
+    That is done where both sides are multiples of four, and where at least twice as many pixels are left each way as
+    the resized picture has. (Half the size would save nothing: the bits must be read all the same.) Shrunk further by
+    `resize_keep_aspect`, it differs little from the whole picture shrunk at once: `tests/data/test_images.py` holds the
+    bounds. Colour is mixed to grey.
+
+    Returns: (image, (height, width) of the picture in the file). Raises: ImageError, as `read_image`.
+    """
+    if data and sniff(data) == "jpeg":
+        image, whole = check_complete(data, "jpeg", quarter_for=(size, fit))
+        if image is not None:
+            image = _grey(image, "mix") if image.ndim == 3 else image
+            if image.min() < image.max():  # a quarter may be blank where the whole picture is not
+                return np.ascontiguousarray(image), whole
+    image = read_image(data, frame=frame)
+    return image, image.shape
 
 
 def sniff(data: bytes) -> Literal["png", "jpeg", "dicom"]:
@@ -100,38 +124,14 @@ def sniff(data: bytes) -> Literal["png", "jpeg", "dicom"]:
     raise ImageError("unknown_image_format", "neither PNG, JPEG nor DICOM")
 
 
-def read_for_resize(
-    data: bytes, size: int, fit: Fit = "pad", *, frame: int | None = None
-) -> tuple[np.ndarray, tuple[int, int]]:
-    """As `read_image`, for a picture that will be resized: a large JPEG is decoded at a quarter of its size.
+def check_complete(
+    data: bytes, kind: str, *, quarter_for: tuple[int, Fit] | None = None
+) -> tuple[np.ndarray | None, tuple[int, int]]:
+    """Raises ImageError "truncated_image" when a PNG or JPEG stops early: OpenCV decodes such files to grey bars in
+    silence.
 
-    That is done where both sides are multiples of four, and where at least twice as many pixels are left each way as
-    the resized picture has. (Half the size would save nothing: the bits must be read all the same.) Shrunk further by
-    `resize_keep_aspect`, it differs little from the whole picture shrunk at once: `tests/data/test_images.py` holds the
-    bounds. Colour is mixed to grey.
-
-    Returns: (image, (height, width) of the picture in the file). Raises: ImageError, as `read_image`.
-    """
-    if data and sniff(data) == "jpeg":
-        with _opened(data, "jpeg") as file:
-            width, height = file.size
-            new_height, new_width = _resized_shape(height, width, size, fit)
-            large = height >= 8 * new_height and width >= 8 * new_width
-            if large and height % 4 == width % 4 == 0 and file.mode in ("L", "RGB"):
-                file.draft("L", (width // 4, height // 4))
-                file.load()
-                image = np.array(file)
-                if image.min() < image.max():  # otherwise the whole picture tells whether it is blank
-                    return image, (height, width)
-    image = read_image(data, frame=frame)
-    return image, image.shape
-
-
-@contextmanager
-def _opened(data: bytes, kind: str) -> Iterator[Any]:
-    """The file in Pillow, which is strict where OpenCV decodes a PNG or JPEG that stops early to grey bars in silence.
-
-    Raises: ImageError "truncated_image" or "unreadable_image", also for what Pillow raises in the block.
+    Args: quarter_for: decode at a quarter where that is enough for this size and fit (see `read_for_resize`).
+    Returns: (the picture, or None where Pillow, which is strict, would change its values; (height, width) of the file).
     """
     from PIL import Image
 
@@ -143,22 +143,22 @@ def _opened(data: bytes, kind: str) -> Iterator[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a large radiograph is no decompression bomb
-            with Image.open(io.BytesIO(data)) as file:
-                yield file
-    except ImageError:
-        raise
+            with Image.open(io.BytesIO(data)) as image:
+                width, height = image.size
+                if quarter_for and image.mode in ("L", "RGB") and height % 4 == width % 4 == 0:
+                    new_height, new_width = _resized_shape(height, width, *quarter_for)
+                    if height >= 8 * new_height and width >= 8 * new_width:
+                        image.draft("L", (width // 4, height // 4))
+                image.load()  # strict: raises where OpenCV would fill in
+                depth = data[24] if kind == "png" else 8
+                same = (image.mode, depth) in (("L", 8), ("RGB", 8), ("I;16", 16))
+                return np.array(image) if same else None, (height, width)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         short = any(word in str(error).lower() for word in ("truncated", "end of", "eof", "not enough"))
         raise ImageError("truncated_image" if short else "unreadable_image", str(error)[:80]) from error
 
 
 def _read_raster(data: bytes, kind: str, colour: str) -> np.ndarray:
-    with _opened(data, kind) as file:
-        file.load()  # strict: raises where OpenCV would fill in
-        depth = data[24] if kind == "png" else 8
-        if (file.mode, depth) in (("L", 8), ("RGB", 8), ("I;16", 16)):  # of other kinds Pillow changes values
-            image = np.array(file)
-            return _grey(image, colour) if image.ndim == 3 else image
     flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -272,14 +272,13 @@ def resize_keep_aspect(
 
     Args: image: (H, W) uint8 or uint16. size: pixels. fit: "pad" resizes the longer side to `size` and centres the
       image on black, size x size; "shorter" resizes the shorter side to `size` and keeps the rest; "squash"
-      stretches to size x size. whole: (height, width) of the picture that `image` is a reduced copy of, both from
+      stretches to size x size. whole: (height, width) of the picture that `image` is a part-size copy of, both from
       `read_for_resize`.
     Raises: ValueError for another fit or a size below 1.
     """
     if fit not in FITS or size < 1:
         raise ValueError(f"fit={fit!r}, size={size}: fit must be one of {', '.join(FITS)} and size at least 1.")
-    height, width = whole or image.shape
-    new_height, new_width = _resized_shape(height, width, size, fit)
+    new_height, new_width = _resized_shape(*(whole or image.shape), size, fit)
     resized = _resize(image, new_height, new_width)
     if fit != "pad":
         return resized
