@@ -31,7 +31,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from medvlp_jax.data import data_sets, estimate
+from medvlp_jax.data import data_sets, estimate, shuffling
 from medvlp_jax.data.data_sets import BUILDERS
 from medvlp_jax.data.records import SPLITS, RecordSource
 from medvlp_jax.data.side_tables import count_all, table, write_json, write_rejected_and_ids
@@ -51,13 +51,14 @@ def prepare(
     overwrite: bool = False,
     keep_staging: bool = False,
     progress: bool = True,
+    beam: str | None = None,
     **settings: Any,
 ) -> Path:
     """Build a data set unless it is there already, print what was built, and return its folder.
 
     Args: name: data set, or data set/config. workers: processes, default one per core. overwrite: build again.
-      keep_staging: keep the chunk files. settings: fields of the builder's config; strings are converted to the type
-      of the field's default.
+      keep_staging: keep the chunk files. beam: options of an Apache Beam pipeline that makes the records. settings:
+      fields of the builder's config; strings are converted to the type of the field's default.
     Raises: PrepareError for anything the user can fix.
     """
     builder_class, module = _load(name.split("/")[0])
@@ -75,7 +76,7 @@ def prepare(
                 raise PrepareError(
                     f"{folder} exists but was not finished by this command. Add --overwrite to build it anew."
                 )
-        staging = Staging(staging_folder, workers=workers, progress=progress)
+        staging = Staging(staging_folder, workers=workers, progress=progress, beam=beam)
         _build(builder_class, config, root, folder, staging)
         if staging.reused:
             print(f"Reused {staging.reused} finished chunks of an earlier run, made {staging.made}.")
@@ -225,7 +226,7 @@ def _build(builder_class: Any, config: Any, root: Path, folder: Path, staging: S
     if folder.exists():
         shutil.rmtree(folder)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), _same_bytes_every_time():
+        with contextlib.redirect_stdout(io.StringIO()), _same_bytes_every_time(), shuffling.bounded():
             builder = builder_class(data_dir=os.fspath(root), config=config, file_format="array_record")
             builder.staging = staging
             builder.download_and_prepare(download_dir=os.fspath(staging.directory / "downloads"))
@@ -320,6 +321,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="list the data sets, or the settings of the one named")
     parser.add_argument("--estimate", action="store_true", help="say what a build would take, and build nothing")
     parser.add_argument("--keep_staging", action="store_true", help="keep the chunk files after success")
+    parser.add_argument("--beam", action="store_true", help="make the records in an Apache Beam pipeline")
+    parser.add_argument("--beam_options", default="", help='its options, e.g. --beam_options="--runner=DirectRunner"')
     known, rest = parser.parse_known_args(argv)
     try:
         if known.name is None or known.list:
@@ -336,6 +339,7 @@ def main(argv: list[str] | None = None) -> int:
             overwrite=known.overwrite,
             keep_staging=known.keep_staging,
             progress=sys.stderr.isatty(),
+            beam=known.beam_options if known.beam or known.beam_options else None,
             **_overrides(rest),
         )
     except (PrepareError, ValueError, FileNotFoundError) as error:

@@ -182,7 +182,8 @@ def finish_plan(
             except (OSError, ValueError):
                 rejected.append(Rejection("missing_file", row=item["row"], item=item["image"]))
                 continue
-            there.append({**item, "path": path, "bytes": state.st_size, "modified": state.st_mtime_ns})
+            item.update(path=path, bytes=state.st_size, modified=state.st_mtime_ns)
+            there.append(item)
         if there:
             planned[split] = there
     facts = {

@@ -69,7 +69,13 @@ def make_record(
     """
     try:
         data = images.read_bytes(item["path"])
-        image = images.read_image(data, frame=None if config.frame < 0 else config.frame)
+        frame = None if config.frame < 0 else config.frame
+        # Boxes, masks and borders are places in the whole picture.
+        placed = config.crop_border or masks or lungs or item.get("boxes") or item.get("pixel_boxes")
+        if config.size and not placed:
+            image, whole = images.read_for_resize(data, config.size, config.fit, frame=frame)
+        else:
+            image, whole = images.read_image(data, frame=frame), None
     except images.ImageError as error:
         raise Rejection(error.reason, row=item["row"], item=item["image"], detail=error.detail) from None
     kind = images.sniff(data)
@@ -87,7 +93,7 @@ def make_record(
         step = max(1, max(image.shape) // 512)  # every pixel would double the time of a record
         doubts = [doubt.check for doubt in film_check.check_grey(images.to_uint8(image[::step, ::step]))]
     if config.size:
-        resized = images.resize_keep_aspect(image, config.size, config.fit)
+        resized = images.resize_keep_aspect(image, config.size, config.fit, whole=whole)
         boxes = _moved(boxes, preprocess.Op("resize", (config.size, config.fit)), image, resized.shape)
         image = resized
     image = images.to_uint8(image) if config.depth == 8 else image

@@ -76,13 +76,38 @@ def read_image(
     if kind == "dicom":
         image = _read_dicom(data, frame, colour)
     else:
-        check_complete(data, kind)
-        image = _read_raster(data, kind, colour)
+        image, _ = check_complete(data, kind)
+        if image is None:
+            image = _read_raster(data, kind, colour)
+        elif image.ndim == 3:
+            image = _grey(image, colour)
     if image.size == 0:
         raise ImageError("unreadable_image", f"shape {image.shape}")
     if image.min() == image.max():
         raise ImageError("blank_image", "every pixel has the same value")
     return np.ascontiguousarray(image)
+
+
+def read_for_resize(
+    data: bytes, size: int, fit: Fit = "pad", *, frame: int | None = None
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """As `read_image`, for a picture that will be resized: a large JPEG is decoded at a quarter of its size.
+
+    That is done where both sides are multiples of four, and where at least twice as many pixels are left each way as
+    the resized picture has. (Half the size would save nothing: the bits must be read all the same.) Shrunk further by
+    `resize_keep_aspect`, it differs little from the whole picture shrunk at once: `tests/data/test_images.py` holds the
+    bounds. Colour is mixed to grey.
+
+    Returns: (image, (height, width) of the picture in the file). Raises: ImageError, as `read_image`.
+    """
+    if data and sniff(data) == "jpeg":
+        image, whole = check_complete(data, "jpeg", quarter_for=(size, fit))
+        if image is not None:
+            image = _grey(image, "mix") if image.ndim == 3 else image
+            if image.min() < image.max():  # a quarter may be blank where the whole picture is not
+                return np.ascontiguousarray(image), whole
+    image = read_image(data, frame=frame)
+    return image, image.shape
 
 
 def sniff(data: bytes) -> Literal["png", "jpeg", "dicom"]:
@@ -99,9 +124,15 @@ def sniff(data: bytes) -> Literal["png", "jpeg", "dicom"]:
     raise ImageError("unknown_image_format", "neither PNG, JPEG nor DICOM")
 
 
-def check_complete(data: bytes, kind: str) -> None:
+def check_complete(
+    data: bytes, kind: str, *, quarter_for: tuple[int, Fit] | None = None
+) -> tuple[np.ndarray | None, tuple[int, int]]:
     """Raises ImageError "truncated_image" when a PNG or JPEG stops early: OpenCV decodes such files to grey bars in
-    silence."""
+    silence.
+
+    Args: quarter_for: decode at a quarter where that is enough for this size and fit (see `read_for_resize`).
+    Returns: (the picture, or None where Pillow, which is strict, would change its values; (height, width) of the file).
+    """
     from PIL import Image
 
     if kind == "png" and b"IEND" not in data[-64:]:
@@ -113,7 +144,15 @@ def check_complete(data: bytes, kind: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a large radiograph is no decompression bomb
             with Image.open(io.BytesIO(data)) as image:
+                width, height = image.size
+                if quarter_for and image.mode in ("L", "RGB") and height % 4 == width % 4 == 0:
+                    new_height, new_width = _resized_shape(height, width, *quarter_for)
+                    if height >= 8 * new_height and width >= 8 * new_width:
+                        image.draft("L", (width // 4, height // 4))
                 image.load()  # strict: raises where OpenCV would fill in
+                depth = data[24] if kind == "png" else 8
+                same = (image.mode, depth) in (("L", 8), ("RGB", 8), ("I;16", 16))
+                return np.array(image) if same else None, (height, width)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         short = any(word in str(error).lower() for word in ("truncated", "end of", "eof", "not enough"))
         raise ImageError("truncated_image" if short else "unreadable_image", str(error)[:80]) from error
@@ -226,28 +265,34 @@ def border_window(image: np.ndarray, *, threshold: float = 0.02, margin: int = 0
     return slice(max(rows[0] - margin, 0), ends[0]), slice(max(columns[0] - margin, 0), ends[1])
 
 
-def resize_keep_aspect(image: np.ndarray, size: int, fit: Fit = "pad") -> np.ndarray:
+def resize_keep_aspect(
+    image: np.ndarray, size: int, fit: Fit = "pad", *, whole: tuple[int, int] | None = None
+) -> np.ndarray:
     """Resize a grey image, by area averaging when it shrinks and bicubic when it grows.
 
     Args: image: (H, W) uint8 or uint16. size: pixels. fit: "pad" resizes the longer side to `size` and centres the
       image on black, size x size; "shorter" resizes the shorter side to `size` and keeps the rest; "squash"
-      stretches to size x size.
+      stretches to size x size. whole: (height, width) of the picture that `image` is a part-size copy of, both from
+      `read_for_resize`.
     Raises: ValueError for another fit or a size below 1.
     """
     if fit not in FITS or size < 1:
         raise ValueError(f"fit={fit!r}, size={size}: fit must be one of {', '.join(FITS)} and size at least 1.")
-    height, width = image.shape
-    if fit == "squash":
-        return _resize(image, size, size)
-    scale = size / (max if fit == "pad" else min)(height, width)
-    new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
+    new_height, new_width = _resized_shape(*(whole or image.shape), size, fit)
     resized = _resize(image, new_height, new_width)
-    if fit == "shorter":
+    if fit != "pad":
         return resized
     canvas = np.zeros((size, size), image.dtype)
     top, left = (size - new_height) // 2, (size - new_width) // 2
     canvas[top : top + new_height, left : left + new_width] = resized
     return canvas
+
+
+def _resized_shape(height: int, width: int, size: int, fit: str) -> tuple[int, int]:
+    if fit == "squash":
+        return size, size
+    scale = size / (max if fit == "pad" else min)(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import dataclasses
 import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -22,8 +22,10 @@ from medvlp_jax.data import images, transforms
 from medvlp_jax.data.records import text_hash
 from medvlp_jax.data.sections import study_texts
 from medvlp_jax.data.sentences import rejoined, split_sentences
-from medvlp_jax.data.text_cache import TextCache
 from medvlp_jax.data.tokenizer import Tokenizer, choose_units, encode_units
+
+if TYPE_CHECKING:  # it imports JAX, which the processes that prepare data do without
+    from medvlp_jax.data.text_cache import TextCache
 
 Example = dict[str, Any]
 Step = Callable[[Example, np.random.Generator], Example]

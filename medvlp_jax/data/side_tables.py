@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import array
 import csv
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from medvlp_jax.data.labels import ABSENT, CHEXPERT_LABELS, PRESENT, UNCERTAIN
 from medvlp_jax.data.records import RecordSource, hashed_id
@@ -27,20 +30,34 @@ def write_rejected_and_ids(folder: Path, staging: Staging) -> None:
         for rejection in sorted(staging.rejections, key=lambda r: (r.row, r.item, r.reason)):
             row = "" if rejection.row < 0 else rejection.row
             writer.writerow([row, rejection.reason, rejection.item, rejection.detail])
-    raw_of: dict[tuple[str, int], str] = {}
     kinds = ("patient_id", "study_id", "image_id")
+    hashed: dict[str, array.array[int]] = {kind: array.array("q") for kind in kinds}
+    checks: dict[str, array.array[int]] = {kind: array.array("q") for kind in kinds}
     with open(folder / "ids.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["split", *kinds, *(f"{kind}_hash" for kind in kinds), "file", "sha256", "doubts"])
-        for source in sorted(staging.sources, key=lambda source: source["split"]):  # stable: rows keep their order
-            hashes = []
-            for kind in kinds:
-                hashes.append(hashed_id(source[kind]))
-                if raw_of.setdefault((kind, hashes[-1]), source[kind]) != source[kind]:
-                    raise ValueError(f"Two different {kind} values hash to {hashes[-1]}; rename one of them.")
-            raw = [source[kind] for kind in kinds]
-            more = [source.get(name, "") for name in ("file", "sha256", "doubts")]
-            writer.writerow([source["split"], *raw, *hashes, *more])
+        for split in sorted({source["split"] for source in staging.sources}):
+            for source in staging.sources:
+                if source["split"] != split:
+                    continue
+                raw = [source[kind] for kind in kinds]
+                for kind, value in zip(kinds, raw, strict=True):
+                    hashed[kind].append(hashed_id(value))
+                    checks[kind].append(hash(value))
+                more = [source.get(name, "") for name in ("file", "sha256", "doubts")]
+                writer.writerow([split, *raw, *(hashed[kind][-1] for kind in kinds), *more])
+    for kind in kinds:
+        if (twice := _of_two_values(hashed[kind], checks[kind])) is not None:
+            raise ValueError(f"Two different {kind} values hash to {twice}; rename one of them.")
+
+
+def _of_two_values(hashed: Sequence[int], checks: Sequence[int]) -> int | None:
+    """A hash that two different values have, told apart by another hash of theirs."""
+    hashed_N, check_N = np.asarray(hashed, np.int64), np.asarray(checks, np.int64)
+    order_N = np.lexsort((check_N, hashed_N))
+    hashed_N, check_N = hashed_N[order_N], check_N[order_N]
+    twice = np.flatnonzero((hashed_N[1:] == hashed_N[:-1]) & (check_N[1:] != check_N[:-1]))
+    return int(hashed_N[twice[0]]) if len(twice) else None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -163,8 +180,13 @@ def count_all(sources: Mapping[str, RecordSource], staging: Staging, progress: b
 
 def identical_files(sources: Iterable[Mapping[str, str]]) -> tuple[int, int]:
     """(files that repeat another one byte for byte, contents that occur in more than one split)."""
-    splits_of: dict[str, list[str]] = {}
+    digests, splits, names = array.array("Q"), array.array("B"), {}
     for source in sources:
         if source.get("sha256"):
-            splits_of.setdefault(source["sha256"], []).append(source["split"])
-    return sum(len(of) - 1 for of in splits_of.values()), sum(len(set(of)) > 1 for of in splits_of.values())
+            digests.append(int(source["sha256"][:16], 16))
+            splits.append(names.setdefault(source["split"], len(names)))
+    pairs = np.empty(len(digests), [("digest", np.uint64), ("split", np.uint8)])
+    pairs["digest"], pairs["split"] = digests, splits
+    contents = np.unique(pairs["digest"])
+    in_splits = np.unique(np.unique(pairs)["digest"], return_counts=True)[1]
+    return len(pairs) - len(contents), int((in_splits > 1).sum())

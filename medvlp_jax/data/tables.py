@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import io
 import os
+import re
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ def csv_rows(text: str, delimiter: str = ",") -> tuple[list[str], Iterator[list[
     """The header, and its rows with blanks at the end of a row cut or filled to the header's width where only these
     differ; other rows keep their own width. Quoted cells may hold delimiters and line breaks."""
     csv.field_size_limit(2**30)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    reader = csv.reader(_lines(text), delimiter=delimiter)
     header = [name.strip() for name in next(reader, [])]
     while header and not header[-1]:  # a header that ends in commas (BBox_List_2017.csv)
         header.pop()
@@ -56,6 +57,12 @@ def csv_rows(text: str, delimiter: str = ",") -> tuple[list[str], Iterator[list[
                 yield cells if any(cell.strip() for cell in extra) else cells[: len(header)]
 
     return header, rows()
+
+
+def _lines(text: str) -> Iterator[str]:
+    """With their ends. `io.StringIO` would hold the text once more, in four bytes a character."""
+    for line in re.finditer(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+", text):
+        yield line[0]
 
 
 class Table:

@@ -9,8 +9,10 @@ import pydicom
 import pytest
 from PIL import Image
 
+from benchmarks import mimic_folder
 from medvlp_jax.data import images
 from tfds_builders.image_report_folder.make_dummy_data import dicom, ellipses
+from tfds_builders.testing import local_data
 
 GREY = ellipses(0)
 
@@ -193,6 +195,66 @@ def test_resize_averages_areas():
     assert np.abs(small.astype(int) - 127).max() <= 1
     assert images.resize_keep_aspect(checker, 64).tobytes() == checker.tobytes()
     assert images.resize_keep_aspect(GREY[:1], 32).shape == (32, 32)
+
+
+def large_film(height, width):
+    """A phantom with the noise of a film, as JPEG."""
+    return mimic_folder.picture(3, height, width)
+
+
+@pytest.mark.parametrize("fit", images.FITS)
+def test_a_large_jpeg_is_decoded_at_a_quarter(fit):
+    """Nearly equal to the whole picture shrunk at once, in grey levels of 255."""
+    data, size = large_film(1280, 1024), 128 if fit != "squash" else 96
+    image, whole = images.read_for_resize(data, size, fit)
+    assert (image.shape, whole) == ((320, 256), (1280, 1024))
+    found = images.resize_keep_aspect(image, size, fit, whole=whole).astype(int)
+    difference = np.abs(found - images.resize_keep_aspect(images.read_image(data), size, fit))
+    assert difference.mean() < 0.3
+    assert np.percentile(difference, 99) <= 3
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(1282, 1024, 128), (1280, 1022, 128), (1020, 512, 128)])
+def test_other_jpegs_are_decoded_whole(height, width, size):
+    data = large_film(height, width)
+    image, whole = images.read_for_resize(data, size)
+    assert whole == (height, width)
+    np.testing.assert_array_equal(image, images.read_image(data))
+
+
+def test_real_radiographs_decoded_at_a_part_of_their_size():
+    """The same, on radiographs with sharp letters, over sizes in the proportion of 2,500 to 256 pixels."""
+    files = sorted(local_data("covid_cxr").glob("images/*.jpg"))[:120]
+    difference, reduced = [], 0
+    for path in files:
+        data = path.read_bytes()
+        image, whole = images.read_for_resize(data, 32)
+        reduced += image.shape != whole
+        found = images.resize_keep_aspect(image, 32, whole=whole).astype(int)
+        difference.append(np.abs(found - images.resize_keep_aspect(images.read_image(data), 32)))
+    assert reduced > 20
+    assert np.mean(difference) < 0.5
+    assert np.percentile(difference, 99) <= 4
+
+
+def test_reading_for_resize_refuses_what_reading_refuses():
+    data = large_film(1280, 1024)
+    for bad, reason in ((data[:-3000], "truncated_image"), (data[:-1], "truncated_image"), (b"", "empty_file")):
+        with pytest.raises(images.ImageError) as caught:
+            images.read_for_resize(bad, 128)
+        assert caught.value.reason == reason == refused(bad)
+    flat = images.encode_jpeg(np.full((1280, 1024), 7, np.uint8))
+    with pytest.raises(images.ImageError, match="blank_image"):
+        images.read_for_resize(flat, 128)
+
+
+def test_colour_jpegs_read_for_resize():
+    grey = images.read_image(large_film(1280, 1024))
+    tinted = encoded(".jpg", np.stack([grey, grey // 2, grey], axis=2))
+    image, whole = images.read_for_resize(tinted, 128)
+    assert image.shape == (320, 256)
+    found = images.resize_keep_aspect(image, 128, whole=whole).astype(int)
+    assert np.abs(found - images.resize_keep_aspect(images.read_image(tinted), 128)).mean() < 1
 
 
 def test_resize_refuses():

@@ -99,3 +99,12 @@ def test_prepare_commands():
     assert command == "python -m medvlp_jax.prepare cxr_phantom/tiny --data_dir data"
     command = data_sets.prepare_command("image_report_folder/ours", "d")
     assert command == "python -m medvlp_jax.prepare image_report_folder --manifest studies.csv --name ours --data_dir d"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("last", [True, False])
+def test_line_ends_and_quoted_line_breaks(end, last):
+    text = end.join(["a,b", f'1,"x{end}y"', "", '"2",""', "3,z"]) + (end if last else "")
+    header, rows = tables.csv_rows(text)
+    assert header == ["a", "b"]
+    assert list(rows) == [["1", f"x{end}y"], ["2", ""], ["3", "z"]]
