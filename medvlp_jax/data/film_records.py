@@ -70,8 +70,19 @@ def make_record(
     try:
         data = images.read_bytes(item["path"])
         image = images.read_image(data, frame=None if config.frame < 0 else config.frame)
+        return _record(item, config, data, image, masks, lungs)
     except images.ImageError as error:
         raise Rejection(error.reason, row=item["row"], item=item["image"], detail=error.detail) from None
+
+
+def _record(
+    item: dict[str, Any],
+    config: Any,
+    data: bytes,
+    image: np.ndarray,
+    masks: Sequence[Mask] | Callable[[np.ndarray], Sequence[Mask]],
+    lungs: Sequence[np.ndarray | None],
+) -> list[Example]:
     kind = images.sniff(data)
     view = _header_view(item, data, kind, config) if item.get("view_from_header") else item["view"]
     masks = [(name, _fitted(mask, image.shape)) for name, mask in (masks(image) if callable(masks) else masks)]
