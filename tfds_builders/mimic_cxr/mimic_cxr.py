@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from medvlp_jax.data import film_records, sections, staging
+from medvlp_jax.data import archives, film_records, sections, staging
 from medvlp_jax.data.labels import CHEXPERT_LABELS, NOT_MENTIONED, parse_state, position
 from medvlp_jax.data.staging import Plan, Rejection
 from medvlp_jax.data.tables import Table, find_file, find_optional
@@ -138,12 +138,11 @@ def _expect_reports(items: list[dict[str, Any]], reports: str) -> None:
     """Raises ValueError when none of some studies has a report: the folder is the wrong one, and the build would take
     hours to say so."""
     path = Path(reports).expanduser()
-    try:
-        some = items[:: max(1, len(items) // 64)]
-        there = path.is_file() and path.suffix != ".zip"
-        there = there or any(_report(path, item["tree"]) is not None for item in some)
-    except zipfile.BadZipFile:
-        raise ValueError(f"--reports {reports!r} is no complete .zip file. Download it again.") from None
+    if path.suffix != ".zip":
+        archives.refuse(path, "--reports")
+    some = items[:: max(1, len(items) // 64)]
+    there = path.is_file() and path.suffix != ".zip"
+    there = there or any(_report(path, item["tree"]) is not None for item in some)
     if items and not there:
         raise ValueError(
             f"No report under {reports!r}: looked for {', '.join(REPORT_PATHS)} of {len(some)} studies, {{tree}} being "
@@ -257,7 +256,10 @@ def _text(item: dict[str, Any], config: MimicConfig) -> tuple[str, dict[str, Any
             raise Rejection("missing_report_file", row=item["row"], item=item["image"], detail="not in the table")
         both = sections.apply_policy(row["findings"], row["impression"], policy, last_paragraph=row["last_paragraph"])
         return " ".join(filter(None, row.values())), both, _found(both)
-    report = _report(path, item["tree"])
+    try:
+        report = _report(path, item["tree"])
+    except ValueError as error:
+        raise Rejection("damaged_report_file", row=item["row"], item=item["image"], detail=str(error)) from None
     if report is None:
         raise Rejection("missing_report_file", row=item["row"], item=item["image"])
     parsed = sections.parse_sections(report, config.sections)
@@ -271,7 +273,7 @@ def _found(both: dict[str, Any]) -> list[str]:
 
 
 def _report(path: Path, tree: str) -> str | None:
-    """The text of a study from a folder or a .zip; None when it has none."""
+    """The text of a study from a folder or a .zip; None when it has none. Raises: ValueError for a damaged .zip."""
     names = [pattern.format(tree=tree) for pattern in REPORT_PATHS]
     if path.is_dir():
         found = next((path / name for name in names if (path / name).is_file()), None)
@@ -281,7 +283,7 @@ def _report(path: Path, tree: str) -> str | None:
     if found is None:
         return None
     with _LOCK:
-        return archive.read(found).decode("utf-8", errors="replace")
+        return archives.read_member(archive, found).decode("utf-8", errors="replace")
 
 
 _LOCK = threading.Lock()
@@ -289,7 +291,7 @@ _LOCK = threading.Lock()
 
 @functools.lru_cache(maxsize=2)  # opened once by each worker process
 def _archive(path: Path) -> tuple[zipfile.ZipFile, frozenset[str]]:
-    archive = zipfile.ZipFile(path)
+    archive = archives.open_zip(path)
     return archive, frozenset(archive.namelist())
 
 
