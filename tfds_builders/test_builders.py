@@ -76,24 +76,6 @@ def test_page_of_a_builder(name):
             assert word in text, word
 
 
-def test_nothing_of_a_header_and_no_raw_id_in_the_records(tmp_path):
-    """DICOM headers full of personal data: only ids.csv and rejected.csv hold raw ids, nothing holds the rest."""
-    mimic_data.write(tmp_path / "raw", "dcm")
-    secret = {"PatientName": "Secretname^Anna", "PatientBirthDate": "19010203", "AccessionNumber": "ACC777888"}
-    for number, path in enumerate(sorted((tmp_path / "raw").rglob("*.dcm"))):
-        path.write_bytes(dicom(ellipses(number).astype(np.uint16) * 16, ViewPosition="PA", **secret))
-    command = ["mimic_cxr", "--root", str(tmp_path / "raw"), "--data_dir", str(tmp_path / "data"), "--size=32"]
-    assert prepare.main([*command, "--workers=1"]) == 0
-    files = [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
-    assert len(files) > 6
-    raw_ids = [row[0].encode() for row in mimic_data.ROWS] + [row[1].encode() for row in mimic_data.ROWS]
-    for path in files:
-        data = path.read_bytes()
-        assert [word for word in (b"Secretname", b"19010203", b"ACC777888", b"DUMMY") if word in data] == []
-        if path.name not in ("ids.csv", "rejected.csv"):
-            assert [word for word in raw_ids if word in data] == [], path.name
-
-
 def test_a_published_list_of_splits(tmp_path):
     nih_data.write(tmp_path)
     rows = [("00000001_000.png", "val"), ("00000001_001.png", "val"), ("00000008_000", "fold_3"), ("no.png", "test")]

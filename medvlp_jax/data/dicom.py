@@ -96,9 +96,9 @@ def _pixels(header: Any, frame: int | None) -> np.ndarray:
     rows, columns = int(header.Rows), int(header.Columns)
     frames = int(header.get("NumberOfFrames") or 1)
     if frames > 1 and frame is None:
-        raise ImageError("multi_frame", f"{frames} frames; choose one with frame=")
+        raise ImageError("multi_frame", "several frames; choose one with frame=")
     if frames > 1 and not 0 <= frame < frames:
-        raise ImageError("multi_frame", f"frame {frame} of {frames}")
+        raise ImageError("multi_frame", f"it has no frame {frame}")
     index = frame if frames > 1 else 0
     check_size(rows, columns)
     if int(header.BitsAllocated) > 16 and rows * columns > MOST_PIXELS // 4:  # every value is mapped on its own

@@ -41,7 +41,8 @@ MOST_SCANS = 50
 
 
 class ImageError(ValueError):
-    """An image that cannot be used. `reason` is one of `REASONS`; `detail` says more, without pixels or header values.
+    """An image that cannot be used. `reason` is one of `REASONS`; `detail` says more, without pixels or header values
+    but for sizes.
 
     Raised by `read_image`; builders turn it into a counted rejection.
     """
