@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from medvlp_jax.data import film_records, label_files, records, splits, staging
+from medvlp_jax.data import archives, film_records, label_files, records, splits, staging
 from medvlp_jax.data.film_records import FRONTAL, VIEW_NAMES
 from medvlp_jax.data.staging import Plan, Rejection
 from medvlp_jax.data.tables import IMAGE_COLUMNS, ImageIndex, Table
@@ -98,6 +98,7 @@ def root_of(config: LocalConfig, what: str) -> Path:
         raise ValueError(f"No folder. Give the downloaded one with --root: {what}.")
     root = Path(config.root).expanduser()
     if not root.is_dir():
+        archives.refuse(root, "--root")
         raise ValueError(f"--root {config.root!r} is no folder. It should be {what}.")
     return root
 

@@ -8,6 +8,7 @@ docs/predict.md; `tests/data/test_film_check.py` measures them again where the i
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from collections.abc import Mapping, Sequence
@@ -148,13 +149,24 @@ def _varies(grey_HxW: UInt8[np.ndarray, "H W"], axis: int) -> Bool[np.ndarray, "
 
 
 def read_tags(data: bytes) -> dict[str, str]:
-    """The values of `TAGS` that a DICOM file has; nothing that may identify a patient is read."""
+    """The values of `TAGS` that a DICOM file has; nothing that may identify a patient is read. Values that cannot be
+    read are left out."""
     import pydicom
 
+    from medvlp_jax.data.dicom import hush
+
+    hush()
+    tags = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        header = pydicom.dcmread(io.BytesIO(data), force=True, stop_before_pixels=True, specific_tags=list(TAGS))
-        return {name: str(header.get(name) or "").strip().upper() for name in TAGS if header.get(name)}
+        try:
+            header = pydicom.dcmread(io.BytesIO(data), force=True, stop_before_pixels=True, specific_tags=list(TAGS))
+        except Exception:  # pydicom has no list of what a damaged header may raise
+            return {}
+        for name in TAGS:
+            with contextlib.suppress(Exception):
+                tags[name] = str(header.get(name) or "").strip().upper()
+    return {name: value for name, value in tags.items() if value}
 
 
 def check_tags(tags: Mapping[str, str]) -> list[Doubt]:

@@ -76,8 +76,20 @@ def make_record(
             image, whole = images.read_for_resize(data, config.size, config.fit, frame=frame)
         else:
             image, whole = images.read_image(data, frame=frame), None
+        return _record(item, config, data, image, whole, masks, lungs)
     except images.ImageError as error:
         raise Rejection(error.reason, row=item["row"], item=item["image"], detail=error.detail) from None
+
+
+def _record(
+    item: dict[str, Any],
+    config: Any,
+    data: bytes,
+    image: np.ndarray,
+    whole: tuple[int, int] | None,
+    masks: Sequence[Mask] | Callable[[np.ndarray], Sequence[Mask]],
+    lungs: Sequence[np.ndarray | None],
+) -> list[Example]:
     kind = images.sniff(data)
     view = _header_view(item, data, kind, config) if item.get("view_from_header") else item["view"]
     masks = [(name, _fitted(mask, image.shape)) for name, mask in (masks(image) if callable(masks) else masks)]

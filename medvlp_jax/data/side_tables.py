@@ -60,14 +60,21 @@ def _of_two_values(hashed: Sequence[int], checks: Sequence[int]) -> int | None:
     return int(hashed_N[twice[0]]) if len(twice) else None
 
 
+def json_text(value: Any) -> str:
+    """Sorted, indented JSON."""
+    return json.dumps(value, indent=1, sort_keys=True) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Sorted, indented JSON, put in place in one step."""
+    """`json_text`, put in place in one step."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    temporary.write_text(json_text(value), encoding="utf-8")
     os.replace(temporary, path)
 
 
-def _count_split(source: RecordSource, split: str, progress: bool) -> dict[str, Any]:
+def count_split(source: Any, split: str, progress: bool) -> dict[str, Any]:
+    """The numbers of a split, and under "_patients" its hashed patient ids. Args: source: a `RecordSource`, or a
+    sequence like it that gives None for a record to be left out."""
     from tqdm import tqdm
 
     studies, patients = set(), set()
@@ -76,7 +83,11 @@ def _count_split(source: RecordSource, split: str, progress: bool) -> dict[str, 
     labels = {name: dict.fromkeys(words.values(), 0) for name in CHEXPERT_LABELS}
     own: dict[str, dict[str, int]] = {}
     order = tqdm(range(len(source)), desc=f"checking {split}", unit="record", disable=not progress, leave=False)
+    read = 0
     for record in (source[index] for index in order):
+        if record is None:
+            continue
+        read += 1
         studies.add(int(record["study_id"]))
         patients.add(int(record["patient_id"]))
         totals["has_findings"] += bool(record["has_findings"])
@@ -90,7 +101,7 @@ def _count_split(source: RecordSource, split: str, progress: bool) -> dict[str, 
         for name, state in zip(record["own_labels"]["name"], record["own_labels"]["state"], strict=True):
             own.setdefault(name, dict.fromkeys(words.values(), 0))[words[int(state)]] += 1
     return {
-        "records": len(source),
+        "records": read,
         "studies": len(studies),
         "patients": len(patients),
         **totals,
@@ -100,7 +111,8 @@ def _count_split(source: RecordSource, split: str, progress: bool) -> dict[str, 
     }
 
 
-def _shared_patients(splits: dict[str, dict[str, Any]]) -> int:
+def shared_patients(splits: dict[str, dict[str, Any]]) -> int:
+    """Patients in more than one split; takes "_patients" out of the numbers of `count_split`."""
     seen: set[int] = set()
     shared: set[int] = set()
     for counts in splits.values():
@@ -166,8 +178,8 @@ def count_all(sources: Mapping[str, RecordSource], staging: Staging, progress: b
     Returns: {"splits": {split: numbers}, "rejected": {reason: number}, "patients_in_two_splits": number,
       "identical_files": number, "identical_files_in_two_splits": number}.
     """
-    splits = {split: _count_split(source, split, progress) for split, source in sources.items()}
-    shared = _shared_patients(splits)
+    splits = {split: count_split(source, split, progress) for split, source in sources.items()}
+    shared = shared_patients(splits)
     repeated, apart = identical_files(staging.sources)
     return {
         "splits": splits,

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import csv
 import difflib
-import gzip
 import hashlib
 import io
 import os
 import re
-import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from medvlp_jax.data import archives
 from medvlp_jax.data.staging import Rejection
 
 Row = dict[str, str]
@@ -23,18 +22,19 @@ IMAGE_COLUMNS = ("image_id", "dicom_id", "Image Index", "ImageID", "patientId", 
 def read_text(path: Path) -> tuple[str, str]:
     """Text of a UTF-8 file, also packed as .gz or as the only file of a .zip, and the SHA-256 of the file itself.
 
-    Raises: ValueError for text that is not UTF-8, and for a .zip with several files.
+    Raises: ValueError for text that is not UTF-8, for a .zip with several files, and for archives that are damaged or
+      not to be trusted.
     """
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if path.suffix == ".gz":
-        data = gzip.decompress(data)
+        data = archives.gunzip(path, data)
     elif path.suffix == ".zip":
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        with archives.open_zip(path) as archive:
             names = [name for name in archive.namelist() if not name.endswith("/")]
             if len(names) != 1:
                 raise ValueError(f"{path} holds {len(names)} files, not one table. Unpack it beside itself.")
-            data = archive.read(names[0])
+            data = archives.read_member(archive, names[0])
     try:
         return data.decode("utf-8-sig"), digest
     except UnicodeDecodeError as error:

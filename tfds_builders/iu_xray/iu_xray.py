@@ -11,13 +11,12 @@ import dataclasses
 import json
 import os
 import re
-import tarfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medvlp_jax.data import film_records, sections, staging
+from medvlp_jax.data import archives, film_records, sections, staging
 from medvlp_jax.data.label_translations import KIND, NONE, Row, translate
 from medvlp_jax.data.labels import PRESENT
 from medvlp_jax.data.staging import Plan, Rejection
@@ -92,6 +91,9 @@ def plan(config: IuConfig) -> Plan:
     files = {_stem(name): path for name, path in index_files(root, (".png", ".jpg", ".jpeg", ".dcm")).items()}
     items, rejections = [], []
     for number, report in enumerate(reports, start=1):
+        if not report["uid"]:
+            rejections.append(Rejection("damaged_report_file", row=number))
+            continue
         both = sections.apply_policy(report["findings"], report["impression"], "mask")
         if not report["images"]:
             rejections.append(Rejection("no_image", row=number, item=report["uid"]))
@@ -205,17 +207,17 @@ def _xml_files(root: Path) -> Iterator[bytes]:
         return
     archive = find_optional(root, ("NLMCXR_reports.tgz", "*.tgz"))
     if archive is not None:
-        with tarfile.open(archive) as opened:
-            members = [member for member in opened.getmembers() if member.name.endswith(".xml")]
-            for member in sorted(members, key=lambda member: (len(member.name), member.name)):
-                file = opened.extractfile(member)
-                if file is not None:
-                    yield file.read()
+        for _, data in sorted(archives.tar_files(archive, ".xml"), key=lambda pair: (len(pair[0]), pair[0])):
+            yield data
 
 
 def _xml_report(data: bytes, views: dict[tuple[str, str], str]) -> Report:
-    tree = ElementTree.fromstring(data)
-    uid = tree.find("uId").get("id", "")  # type: ignore[union-attr]
+    """A file that is no such report has no uid."""
+    try:
+        tree = ElementTree.fromstring(data)
+        uid = tree.find("uId").get("id", "")  # type: ignore[union-attr]
+    except (ElementTree.ParseError, AttributeError, ValueError):
+        return {"uid": "", **dict.fromkeys(("comparison", "indication", "findings", "impression"), ""), "images": []}
     text = {part.get("Label", "").lower(): " ".join((part.text or "").split()) for part in tree.iter("AbstractText")}
     pictures = [picture.get("id", "") for picture in tree.iter("parentImage")]
     return {

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from medvlp_jax.data import film_records, label_files, records, sections, staging
+from medvlp_jax.data import archives, film_records, label_files, records, sections, staging
 from medvlp_jax.data.label_files import read_label_file
 from medvlp_jax.data.staging import Plan, Rejection
 from medvlp_jax.data.tables import Table, find_file, find_optional
@@ -147,17 +147,16 @@ def _expect_reports(items: list[dict[str, Any]], reports: str, config: MimicConf
       hours to say so; and for a table or lists of another form.
     """
     path = Path(reports).expanduser()
+    if path.suffix != ".zip":
+        archives.refuse(path, "--reports")
     lists = derived.read_section_lists(Path(config.section_lists).expanduser()) if config.section_lists else {}
     if _is_table(path):
         if lists:
             raise ValueError("--section_lists speaks of report files; with a table as --reports there are none.")
         found = derived.read_sectioned(path)
         return {"sectioned": {path.name: {"sha256": found.sha256, **derived.sectioned_facts(found, items)}}}
-    try:
-        some = items[:: max(1, len(items) // 64)]
-        there = any(_report(path, item["tree"]) is not None for item in some)
-    except zipfile.BadZipFile:
-        raise ValueError(f"--reports {reports!r} is no complete .zip file. Download it again.") from None
+    some = items[:: max(1, len(items) // 64)]
+    there = any(_report(path, item["tree"]) is not None for item in some)
     if items and not there:
         raise ValueError(
             f"No report under {reports!r}: looked for {', '.join(REPORT_PATHS)} of {len(some)} studies, {{tree}} being "
@@ -254,7 +253,10 @@ def _text(item: dict[str, Any], config: MimicConfig) -> tuple[str, dict[str, Any
         last = row.get("last_paragraph", "")
         both = sections.apply_policy(row["findings"], row["impression"], policy, last_paragraph=last)
         return " ".join(row[name] for name in SECTIONED if row.get(name)), both, _found(both)
-    report = _report(path, item["tree"])
+    try:
+        report = _report(path, item["tree"])
+    except ValueError as error:
+        raise Rejection("damaged_report_file", row=item["row"], item=item["image"], detail=str(error)) from None
     if report is None:
         raise Rejection("missing_report_file", row=item["row"], item=item["image"])
     if config.section_lists:
@@ -274,7 +276,7 @@ def _found(both: dict[str, Any]) -> list[str]:
 
 
 def _report(path: Path, tree: str) -> str | None:
-    """The text of a study from a folder or a .zip; None when it has none."""
+    """The text of a study from a folder or a .zip; None when it has none. Raises: ValueError for a damaged .zip."""
     names = [pattern.format(tree=tree) for pattern in REPORT_PATHS]
     if path.is_dir():
         found = next((path / name for name in names if (path / name).is_file()), None)
@@ -284,7 +286,7 @@ def _report(path: Path, tree: str) -> str | None:
     if found is None:
         return None
     with _LOCK:
-        return archive.read(found).decode("utf-8", errors="replace")
+        return archives.read_member(archive, found).decode("utf-8", errors="replace")
 
 
 _LOCK = threading.Lock()
@@ -292,7 +294,7 @@ _LOCK = threading.Lock()
 
 @functools.lru_cache(maxsize=2)  # opened once by each worker process
 def _archive(path: Path) -> tuple[zipfile.ZipFile, frozenset[str]]:
-    archive = zipfile.ZipFile(path)
+    archive = archives.open_zip(path)
     return archive, frozenset(archive.namelist())
 
 
