@@ -341,6 +341,9 @@ def make(data: bytes, number: int, path: Path) -> tuple[str, bool]:
         frame=(-1, 0)[number % 2],
         only_frontal=number % 7 == 0,
         sentences="simple",
+        labels="own",
+        cleaning="none",
+        deid="keep",
         film_check=True,
         public=False,
     )

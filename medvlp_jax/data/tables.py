@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import difflib
 import hashlib
-import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
