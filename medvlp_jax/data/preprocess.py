@@ -320,6 +320,32 @@ def sentence(*units: str, rule: str = "simple") -> Step:
     return step
 
 
+@register("swap_sentences")
+def swap_sentences(*units: str, p: float = 0.4, rule: str = "simple") -> Step:
+    """Sentences of each unit change places, two at a time: each swap takes two places, at random and perhaps the same.
+
+    The number of swaps is geometric with success probability `p`, counted from 0. The sentences end up one to a
+    paragraph, so that they are split the same way again; the hash stays that of the text as it was.
+    Source: philip-mueller/lovt@f548985, the augmentation of reports.
+    """
+    units = _units(units)
+    split_sentences("", rule)
+    if not 0 < p <= 1:
+        raise ValueError(f"p={p!r} must be a probability above 0.")
+
+    def step(example: Example, rng: np.random.Generator) -> Example:
+        for unit in units:
+            example[f"{unit}_hash"] = np.int32(text_hash(example[unit]))
+            found = split_sentences(example[unit], rule)
+            swaps = int(rng.geometric(p)) - 1
+            for a, b in rng.integers(len(found), size=(swaps, 2)) if found else ():
+                found[a], found[b] = found[b], found[a]
+            example[unit] = "\n\n".join(found)
+        return example
+
+    return step
+
+
 @register("tokenize")
 def tokenize(max_len: int = 256, *units: str, tokenizer: Tokenizer | None = None) -> Step:
     """Texts -> ids int32 [max_len] and mask bool [max_len], special tokens included; findings and impression unless
@@ -377,7 +403,7 @@ def keep(*names: str) -> Step:
         for unit in UNITS:
             # Every record has a report as it was written; it is a unit once `sections` has made it one.
             if isinstance(example.get(unit), str) and f"has_{unit}" in example:
-                example[f"{unit}_hash"] = np.int32(text_hash(example[unit]))
+                example.setdefault(f"{unit}_hash", np.int32(text_hash(example[unit])))
         for name in ("patient", "study"):
             if f"{name}_id" in example:
                 example[f"{name}_hash"] = np.int32(int(example[f"{name}_id"]) & 0x7FFFFFFF)
