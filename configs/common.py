@@ -152,6 +152,10 @@ def base() -> ConfigDict:
     config.text.report = ("findings", "impression")
     # What a training step reads of a text: whole, swapped (whole, sentences change places), or one sentence drawn anew.
     config.text.draw = "whole"
+    # What the pieces of a text are told apart by, for methods that compare parts: "" (nothing), words or sentences.
+    config.text.units = ""
+    config.text.max_sentences = 0  # most sentences of a text, with those units; 0: as many as max_length holds
+    config.text.split = "simple"  # rule of sentences (medvlp_jax/data/sentences.py); others clean whole texts, too
     config.text.trained = False  # the tower learns, as a part of the model; False: it is frozen
     config.text.pooling = "cls"
     config.text.max_length = 256

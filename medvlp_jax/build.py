@@ -18,7 +18,7 @@ from medvlp_jax.data.text_cache import TextCache, section_texts
 from medvlp_jax.interop import load_resnet
 from medvlp_jax.losses import schedules
 
-DRAWS = ("whole", "sentence")  # what a training step reads of a text
+DRAWS = ("whole", "swapped", "sentence")  # what a training step reads of a text
 
 
 class Parts(NamedTuple):
@@ -62,6 +62,17 @@ def assemble(config: Any, mesh: Mesh, say=print) -> Parts:
         raise ValueError(
             "text.trained=True with text.cache=True: vectors of a tower that is trained change with every step. Use "
             "--config.text.cache=False, or --config.text.trained=False for a frozen tower."
+        )
+    if not config.text.trained and (config.text.units or config.text.split != "simple"):
+        raise ValueError(
+            f"text.units={config.text.units!r}, text.split={config.text.split!r} with text.trained=False: a frozen "
+            "tower gives one vector per text, split by the rule 'simple'. Use --config.text.trained=True "
+            "--config.text.cache=False, or --config.text.units='' --config.text.split=simple."
+        )
+    if config.text.cache and config.text.draw == "swapped":
+        raise ValueError(
+            "text.draw='swapped' with text.cache=True: a cache holds texts as they were written. Use "
+            "--config.text.draw=whole, or --config.text.cache=False."
         )
     method = methods.get(config.method)
     sweep, why = pair_sweep(config, mesh)
@@ -132,6 +143,8 @@ def batch_shapes(config: Any, text_width: int) -> dict[str, Any]:
         if config.text.trained:
             shapes[f"{section}_ids"] = struct((1, config.text.max_length), "int32")
             shapes[f"{section}_mask"] = struct((1, config.text.max_length), "bool")
+            if config.text.units:
+                shapes[f"{section}_segment"] = struct((1, config.text.max_length), "int32")
         else:
             shapes[f"{section}_embedding"] = struct((1, text_width), "float32")
         shapes[f"has_{section}"] = struct((1,), "bool")
@@ -181,9 +194,15 @@ def _preprocess(
     sections, parts = tuple(config.text.sections), tuple(config.text.report) if _has_report(config) else ()
     names = ", ".join(map(repr, sections))
     ops = [images, f"sections({config.text.missing!r}, report={parts})"]
+    rule, units = config.text.split, config.text.units
     if draw == "sentence":
-        ops.append(f"sentence({names})")
-    ops.append(f"cached_text({names})" if cache is not None else f"tokenize({config.text.max_length}, {names})")
+        ops.append(f"sentence({names}, rule={rule!r})")
+    elif rule != "simple":
+        ops.append(f"sentences({names}, rule={rule!r})")
+    if draw == "swapped":
+        ops.append(f"swap_sentences({names})")
+    tokens = f"tokenize({config.text.max_length}, {names}, units={units!r}, max_sentences={config.text.max_sentences})"
+    ops.append(f"cached_text({names})" if cache is not None else tokens)
     return preprocess.build("|".join(ops), tokenizer=tower.tokenizer, text_cache=cache)
 
 

@@ -69,7 +69,7 @@ def with_text_vectors(batch: dict[str, Any], tower: TextTower | None, frozen: An
     mask_SxBxL = jnp.stack([batch[f"{section}_mask"] for section in sections])
     vectors = tower.encode_groups(frozen, ids_SxBxL, mask_SxBxL)
     added = {f"{section}_embedding": vector for section, vector in zip(sections, vectors, strict=True)}
-    tokens = {f"{section}_{part}" for section in sections for part in ("ids", "mask")}
+    tokens = {f"{section}_{part}" for section in sections for part in ("ids", "mask", "segment")}
     return {**{name: x for name, x in batch.items() if name not in tokens}, **added}
 
 

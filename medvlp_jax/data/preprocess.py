@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from medvlp_jax.data import images, transforms
 from medvlp_jax.data.records import text_hash
 from medvlp_jax.data.sections import study_texts
-from medvlp_jax.data.sentences import split_sentences
+from medvlp_jax.data.sentences import rejoined, split_sentences
 from medvlp_jax.data.text_cache import TextCache
-from medvlp_jax.data.tokenizer import Tokenizer
+from medvlp_jax.data.tokenizer import Tokenizer, choose_units, encode_units
 
 Example = dict[str, Any]
 Step = Callable[[Example, np.random.Generator], Example]
@@ -34,7 +34,7 @@ UNITS = (*SECTIONS, "report")  # texts that images may be aligned with
 
 BATCH_FIELDS = (
     "image",
-    *(f"{unit}_{part}" for unit in UNITS for part in ("ids", "mask", "embedding", "hash")),
+    *(f"{unit}_{part}" for unit in UNITS for part in ("ids", "mask", "segment", "embedding", "hash")),
     *(f"has_{unit}" for unit in UNITS),
     *("labels", "has_boxes", "patient_hash", "study_hash", "index"),
 )
@@ -148,8 +148,9 @@ def build(string: str, *, tokenizer: Tokenizer | None = None, text_cache: TextCa
     """The function `(record, rng) -> example` that a string of operations stands for.
 
     A record is what `records.RecordSource` yields, with `index` added by the pipeline. The example holds arrays only:
-      image uint8 [V, H, W, 1]; <section>_ids int32 [L], <section>_mask bool [L] or <section>_embedding float32 [E],
-      for findings, impression and, where `sections` makes one, report;
+      image uint8 [V, H, W, 1]; <section>_ids int32 [L], <section>_mask bool [L] and, with
+      units, <section>_segment int32 [L]; or <section>_embedding float32 [E]; for findings, impression and, where
+      `sections` makes one, report;
       has_<section> bool; <section>_hash int32; labels int8 [14]; has_boxes bool;
       patient_hash, study_hash int32; index int64,
     or exactly what `keep(...)` names.
@@ -346,20 +347,46 @@ def swap_sentences(*units: str, p: float = 0.4, rule: str = "simple") -> Step:
     return step
 
 
-@register("tokenize")
-def tokenize(max_len: int = 256, *units: str, tokenizer: Tokenizer | None = None) -> Step:
-    """Texts -> ids int32 [max_len] and mask bool [max_len], special tokens included; findings and impression unless
-    units are named."""
+@register("sentences")
+def sentences(*units: str, rule: str) -> Step:
+    """Each unit becomes its sentences by a rule that cleans them, joined by blanks (`data.sentences.rejoined`); one of
+    which nothing is left counts as missing."""
     units = _units(units)
+    split_sentences("", rule)
+
+    def step(example: Example, rng: np.random.Generator) -> Example:
+        for unit in units:
+            example[unit] = rejoined(example[unit], rule)
+            example[f"has_{unit}"] = bool(example[unit]) and bool(example[f"has_{unit}"])
+        return example
+
+    return step
+
+
+@register("tokenize")
+def tokenize(
+    max_len: int = 256,
+    *sections: str,
+    units: str = "",
+    max_sentences: int = 0,
+    tokenizer: Tokenizer | None = None,
+) -> Step:
+    """Texts -> ids int32 [max_len] and mask bool [max_len], special tokens included; findings and impression unless
+    sections are named. With units (`words`, `sentences`) segment int32 [max_len] too: the unit of every piece, see
+    `data.tokenizer.encode_units`."""
+    sections = _units(sections)
+    choose_units(units)
     if tokenizer is None:
         raise ValueError("no tokenizer was given; pass build(..., tokenizer=tokenizer.load(text_weights)).")
     if not isinstance(max_len, int) or max_len < 3:
         raise ValueError(f"max_len={max_len!r} must be a whole number of at least 3.")
 
     def step(example: Example, rng: np.random.Generator) -> Example:
-        ids_UxL, mask_UxL = tokenizer.encode([example[unit] for unit in units], max_len)
-        for i, unit in enumerate(units):
-            example[f"{unit}_ids"], example[f"{unit}_mask"] = ids_UxL[i], mask_UxL[i]
+        texts = [example[section] for section in sections]
+        fields = encode_units(tokenizer, texts, max_len, units, max_sentences=max_sentences)
+        for name, value_SxL in fields.items():
+            for section, value_L in zip(sections, value_SxL, strict=True):
+                example[f"{section}_{name}"] = value_L
         return example
 
     return step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import hashlib
 import itertools
 import json
@@ -20,8 +21,13 @@ from absl import logging
 from numpy.typing import NDArray
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
+from medvlp_jax.data.sentences import split_sentences
+
 PHANTOM = "phantom"
 """Name of the vocabulary that comes with the package, trained on the reports of the cxr_phantom data set."""
+
+UNITS = ("", "words", "sentences")
+"""What `encode_units` tells the pieces of a text apart by; "" for nothing."""
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _PAD_NAMES = ("[PAD]", "<pad>", "<|endoftext|>")
@@ -138,6 +144,18 @@ class Tokenizer:
         segment_L[len(opening_ids) : len(opening_ids) + len(numbers)] = numbers
         return ids_L, np.arange(max_len) < len(ids), segment_L
 
+    def word_segments(self, ids_NxL: NDArray[np.int32], mask_NxL: NDArray[np.bool_]) -> NDArray[np.int32]:
+        """The word of every piece: [CLS] is 0, words are 1..n, [SEP] is n + 1, padding is -1.
+
+        A piece that starts with ## belongs to the word before it. Source: marshuang80/gloria@416466a and
+        HKU-MedAI/MGCA@680fe4a, the merging of tokens.
+        """
+        return word_segments(self._continues_V[ids_NxL], mask_NxL)
+
+    @functools.cached_property
+    def _continues_V(self) -> NDArray[np.bool_]:
+        return np.asarray([piece.startswith("##") for piece in self.tokens(range(self.vocab_size))], np.bool_)
+
     def length(self, text: str) -> int:
         """Ids of a text, special tokens included, before anything is cut."""
         return len(self._backend.encode(text).ids)
@@ -161,6 +179,46 @@ def _closing(special_tokens_mask: Sequence[int]) -> int:
     while count < len(special_tokens_mask) and special_tokens_mask[-1 - count]:
         count += 1
     return count
+
+
+def word_segments(continues_NxL: NDArray[np.bool_], mask_NxL: NDArray[np.bool_]) -> NDArray[np.int32]:
+    starts_NxL = mask_NxL & ~continues_NxL
+    return (starts_NxL.cumsum(axis=1) * mask_NxL - 1).astype(np.int32)
+
+
+def choose_units(units: str) -> str:
+    """`units`. Raises: ValueError when they are none of `UNITS`."""
+    if units not in UNITS:
+        raise ValueError(f"Unknown units {units!r} of text. Choose one of {', '.join(map(repr, UNITS))}.")
+    return units
+
+
+def encode_units(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    max_len: int,
+    units: str = "",
+    buckets: Sequence[int] | None = None,
+    *,
+    max_sentences: int = 0,
+) -> dict[str, NDArray]:
+    """`ids` int32 and `mask` bool [N, L] of texts; with units `segment` int32 [N, L] too: the unit of every piece.
+
+    Args: units: one of `UNITS`. `words`: see `Tokenizer.word_segments`. `sentences`: see `Tokenizer.encode_sentences`;
+      -1 is [CLS], [SEP] and padding. max_len, buckets: as `Tokenizer.encode`.
+      max_sentences: as `Tokenizer.encode_sentences`.
+    Raises: ValueError for other units.
+    """
+    if choose_units(units) == "sentences":
+        rows = [tokenizer.encode_sentences(split_sentences(text), max_len, max_sentences) for text in texts]
+        ids_NxL, mask_NxL, segment_NxL = (np.stack(parts) for parts in zip(*rows, strict=True))
+        longest = int(mask_NxL.sum(axis=1).max())
+        length = min((size for size in buckets or () if longest <= size <= max_len), default=max_len)
+        fields = {"ids": ids_NxL, "mask": mask_NxL, "segment": segment_NxL}
+        return {name: x_NxL[:, :length] for name, x_NxL in fields.items()}
+    ids_NxL, mask_NxL = tokenizer.encode(texts, max_len, buckets) if buckets else tokenizer.encode(texts, max_len)
+    fields = {"ids": ids_NxL, "mask": mask_NxL}
+    return fields | {"segment": tokenizer.word_segments(ids_NxL, mask_NxL)} if units == "words" else fields
 
 
 def load(text_weights: str | os.PathLike[str], *, lower_case: bool | None = None) -> Tokenizer:

@@ -16,7 +16,7 @@ from medvlp_jax.data import preprocess
 from medvlp_jax.data.records import RecordSource
 from medvlp_jax.data.sections import study_texts
 from medvlp_jax.methods.embeddings import default_section
-from medvlp_jax.trained import Trained, embed_text_vectors
+from medvlp_jax.trained import Trained, embed_text_fields
 
 LIMIT = 1e-4  # largest difference, relative to the largest value of the output
 TIE = 1e-5  # cosines closer than this may change places
@@ -102,7 +102,8 @@ def reference(trained: Trained, view_NxSxSx1: UInt8[np.ndarray, "N S S 1"], text
         encode = text_tower.encode_function(trained.tower._replace(dtype=jnp.dtype("float32")))
         vectors = encode(texts)
         sections = tuple(trained.config.text.sections)
-        text = jax.device_get(embed_text_vectors(model, trained.variables, jnp.asarray(vectors), sections))
+        fields = {"embedding": jnp.asarray(vectors)}
+        text = jax.device_get(embed_text_fields(model, trained.variables, fields, sections))
     outputs = {name: value[:, 0] for name, value in image.aligned.items()}
     section = default_section(image.regions, image.aligned)
     outputs |= {"pooled": image.pooled_BxVxC[:, 0], "regions": image.regions[section][:, 0]}

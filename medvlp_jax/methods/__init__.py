@@ -14,14 +14,17 @@ class Method(NamedTuple):
       text tower that is trained (`config.text.trained`), BERT-base when omitted; it then is `text_tower` of the module.
     loss(embeddings, batch, config, epoch, sweep): scalar float32 and a dict of named float32 terms; `sweep` says how
       losses over all pairs are tiled.
+    scores(image_local, text_local, config): the method's own local score of all images with all texts, float32 [N, M],
+      from `ImageEmbedding.local` and `TextEmbedding.local`; None for a method without.
     """
 
     build: Callable[..., Any]
     loss: Callable[..., tuple[Any, dict[str, Any]]]
+    scores: Callable[..., Any] | None = None
 
 
 METHODS: dict[str, Method] = {
-    name: Method(module.build, module.loss)
+    name: Method(module.build, module.loss, getattr(module, "scores", None))
     for name, module in {
         "clip": clip,
         "convirt": convirt,

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from medvlp_jax.data import preprocess
+from medvlp_jax.data import preprocess, tokenizer
 from medvlp_jax.data.preprocess import Op, build, parse
 
 
@@ -228,6 +228,28 @@ def test_the_report_is_a_text_of_its_own():
         build("sections('mask', report=('history',))")
     with pytest.raises(ValueError, match=r"unknown text 'reprot'. Choose of findings, impression, report"):
         build("sentence('reprot')")
+
+
+def test_words_of_pieces_reach_the_batch():
+    string = "decode|center(16)|sections('mask')|tokenize(8, 'impression', units='words')"
+    example = build(string, tokenizer=tokenizer.load("phantom"))(record(), rng())
+    assert example["impression_segment"].dtype == np.int32
+    assert example["impression_segment"].shape == example["impression_ids"].shape == (8,)
+    assert example["impression_segment"][0] == 0
+    with pytest.raises(ValueError, match="Unknown units 'phrases'"):
+        build("tokenize(8, units='phrases')", tokenizer=Words())
+
+
+def test_a_rule_of_sentences_cleans_whole_texts():
+    run = build("sections('mask')|sentences('findings', 'impression', rule='gloria')|keep()")
+    text = "1. Heart: LARGE.\nStable. No \u00e9ffusion"
+    example = run(record(findings=text, impression="..."), rng())
+    assert (example["has_findings"], example["has_impression"]) == (True, False)
+    kept = build("sections('mask')|sentences('findings', rule='gloria')|keep('findings')")
+    assert kept(record(findings=text), rng())["findings"] == "heart large no ffusion"
+    assert kept(record(findings="Stable."), rng())["findings"] == "stable"  # too short for the rule, but all there is
+    with pytest.raises(ValueError, match="Unknown sentence rule 'long'"):
+        build("sentences('findings', rule='long')")
 
 
 def test_a_sentence_is_drawn_anew():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medvlp_jax.data import tokenizer
-from medvlp_jax.data.tokenizer import load, train_wordpiece
+from medvlp_jax.data.tokenizer import encode_units, load, train_wordpiece
 
 TEXT = "No pleural effusion or pneumothorax. The heart is normal in size."
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "lungs", "are", "clear", "Lungs", "lung", "##s", "."]
@@ -205,3 +205,46 @@ def test_training_repeats_and_covers_the_alphabet():
 def test_learned_pieces_come_from_frequent_neighbours():
     joined = list(tokenizer._joined_pieces({"aab": 5, "ab": 3, "b": 9, "xyz": 1}))
     assert joined == ["aa", "aab", "ab"]  # ties: the pair that sorts last; what occurs once stays apart
+
+
+# ---- units ------------------------------------------------------------------------------
+
+
+def merged(text, values):
+    """Words as the released code builds them, piece after piece: names and sums."""
+    names, sums, bank = [], [], []
+    for piece, value in zip(text, values, strict=False):
+        if bank and not piece.startswith("##"):
+            sums.append(sum(bank))
+            bank = []
+        if not bank:
+            names.append(piece)
+        bank.append(value)
+    return names, [*sums, sum(bank)] if bank else sums
+
+
+def test_words_are_those_of_the_released_loop(phantom):
+    texts = ["Xylophone qwertz effusion.", "clear", "", TEXT * 3]
+    fields = encode_units(phantom, texts, 16, "words")
+    assert {name: (x.dtype, x.shape) for name, x in fields.items()} == {
+        "ids": (np.int32, (4, 16)),
+        "mask": (np.bool_, (4, 16)),
+        "segment": (np.int32, (4, 16)),
+    }
+    values = np.arange(16) ** 2
+    for ids, mask, segment in zip(*fields.values(), strict=True):
+        pieces = [piece for piece, real in zip(phantom.tokens(ids), mask, strict=True) if real]
+        names, sums = merged(pieces, values)
+        assert segment[~mask].tolist() == [-1] * int((~mask).sum())
+        assert [int(values[segment == word].sum()) for word in range(len(names))] == sums
+        assert segment.max() == len(names) - 1
+        assert (names[0], names[-1]) == ("[CLS]", "[SEP]")
+    assert len(set(fields["segment"][0])) < fields["mask"][0].sum()  # some words have several pieces
+
+
+def test_units_at_the_length_of_a_bucket(phantom):
+    fields = encode_units(phantom, ["clear"], 64, "words", (8, 16))
+    assert fields["segment"].tolist() == [[0, 1, 2, -1, -1, -1, -1, -1]]
+    assert set(encode_units(phantom, ["clear"], 64)) == {"ids", "mask"}
+    with pytest.raises(ValueError, match=r"Unknown units 'phrases' of text. Choose one of '', 'words', 'sentences'"):
+        encode_units(phantom, ["clear"], 64, "phrases")
