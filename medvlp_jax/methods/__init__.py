@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from medvlp_jax.methods import clip, convirt, imitate, m_flag, siglip
+from medvlp_jax.methods import clip, convirt, imitate, lovt, m_flag, siglip
 
 
 class Method(NamedTuple):
@@ -29,6 +29,7 @@ METHODS: dict[str, Method] = {
         "clip": clip,
         "convirt": convirt,
         "imitate": imitate,
+        "lovt": lovt,
         "m_flag": m_flag,
         "siglip": siglip,
     }.items()

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from medvlp_jax.encoders.bert import Bert, at_shortest_length, pool
 from medvlp_jax.encoders.resnet import ResNet
+from medvlp_jax.layers.text_units import segment_reduce
 
 
 def batch_norm(model: Any) -> dict[str, Any]:
@@ -56,3 +57,17 @@ def text_vectors(tower: Bert, ids_BxL: Array, mask_BxL: Array, pooling: str) -> 
         return pool(pure.apply(variables, ids_BxL, mask_BxL).last, mask_BxL, pooling).astype(jnp.float32)
 
     return at_shortest_length(encode, ids_BxL, mask_BxL)
+
+
+def unit_vectors(
+    tower: Bert, ids_BxL: Array, mask_BxL: Array, segment_BxL: Array, units: int, how: str
+) -> Float[Array, "B U E"]:
+    """One float32 vector per unit of every text, from the last layer of a trained tower; see `text_vectors`."""
+
+    def reduce(hidden_BxLxE):
+        return segment_reduce(hidden_BxLxE, segment_BxL[:, : hidden_BxLxE.shape[1]], units, how).astype(jnp.float32)
+
+    if tower.is_initializing():
+        return reduce(tower(ids_BxL, mask_BxL).last)
+    variables, pure = tower.variables, tower.clone(parent=None, name=None)
+    return at_shortest_length(lambda ids, mask: reduce(pure.apply(variables, ids, mask).last), ids_BxL, mask_BxL)

@@ -31,7 +31,7 @@ BERT = BertConfig(
     [
         ("imitate", "fixed"),
         ("imitate", "released"),
-        *((name, "fixed") for name in ("clip", "convirt", "m_flag", "siglip")),
+        *((name, "fixed") for name in ("clip", "convirt", "lovt", "m_flag", "siglip")),
     ],
 )
 def test_sixteen_pairs_reach_perfect_retrieval(name, preset):
@@ -52,6 +52,8 @@ def test_sixteen_pairs_reach_perfect_retrieval(name, preset):
         if config.text.trained:
             batch[f"{section}_ids"] = rng.integers(5, 40, (PAIRS, 12)).astype(np.int32)
             batch[f"{section}_mask"] = np.ones((PAIRS, 12), bool)
+            if config.text.units == "sentences":
+                batch[f"{section}_segment"] = np.tile(np.repeat([-1, 0, 1, 2, -1], [1, 3, 3, 4, 1]), (PAIRS, 1))
         else:
             batch[f"{section}_embedding"] = rng.normal(size=(PAIRS, 24)).astype(np.float32)
         batch[f"has_{section}"] = np.ones(PAIRS, bool)
