@@ -32,6 +32,7 @@ def model(config):
     config.text.draw = "swapped"
     config.text.units = "sentences"
     config.text.max_sentences = 32
+    config.text.pooling = "max"
     config.text.max_length = 512
     config.loss = dict(
         temperature=0.1,
@@ -86,6 +87,7 @@ def small(config):
     """The small sizes that methods share (`common.small`), and LoVT's own."""
     common.small(config)  # the paper's crops and brightness leave a narrow trunk without anything to learn from
     config.text.max_sentences = 10
+    config.text.pooling = "max"
     config.model.head.update(dict(image_hidden=128, text_hidden=256))
     config.optimizer.rates = (EMBEDDINGS, "text_tower/layer_0/.*=0", common.SLOW_TEXT)
     config.optimizer.periods = min(config.optimizer.periods, 7.0)  # of two epochs of the phantoms

@@ -118,7 +118,12 @@ def pair_sweep(config: Any, mesh: Mesh) -> tuple[schedules.Sweep, str]:
     if schedule == "auto":
         budget = pairs.budget_mib * 2**20
         choice = schedules.choose(
-            batch, batch, config.model.features, devices=mesh.devices.size, chunk=pairs.chunk, budget_bytes=budget
+            batch,
+            batch,
+            config.model.features or 768,
+            devices=mesh.devices.size,
+            chunk=pairs.chunk,
+            budget_bytes=budget,
         )
         schedule, why = choice.schedule, choice.reason
     return schedules.Sweep(schedule, pairs.chunk, mesh), why

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from medvlp_jax.methods import clip, convirt, imitate, lovt, m_flag, siglip
+from medvlp_jax.methods import clip, convirt, gloria, imitate, lovt, m_flag, siglip
 
 
 class Method(NamedTuple):
@@ -28,6 +28,7 @@ METHODS: dict[str, Method] = {
     for name, module in {
         "clip": clip,
         "convirt": convirt,
+        "gloria": gloria,
         "imitate": imitate,
         "lovt": lovt,
         "m_flag": m_flag,

@@ -48,14 +48,14 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from medvlp_jax.encoders.bert import Bert, BertConfig
+from medvlp_jax.encoders.bert import BertConfig, BertOutput
 from medvlp_jax.layers.attention_pool import AttentionPool
 from medvlp_jax.layers.cross_attention import SharedCrossAttention
 from medvlp_jax.layers.heads import ProjectionHead
-from medvlp_jax.layers.text_units import unit_mask
+from medvlp_jax.layers.text_units import segment_reduce, unit_mask
 from medvlp_jax.losses.schedules import Sweep
 from medvlp_jax.losses.sentence_region import LocalTerms, sentence_region_terms, spatial_targets
-from medvlp_jax.methods import towers, two_towers
+from medvlp_jax.methods import local_towers, towers, two_towers
 from medvlp_jax.methods.embeddings import ImageEmbedding, TextEmbedding
 from medvlp_jax.methods.groups import grouped, taking_part
 
@@ -85,7 +85,7 @@ class Lovt(nn.Module):
     Attributes:
       model: `config.model`: `trunk`, `bn`, `features`, `head` (`image_hidden`, `text_hidden`, `init`), `pool` (`heads`,
         `mean_over_padding`), `mask_statistics`.
-      image, text: `config.image`, `config.text`; sentences beyond `text.max_sentences` are not there.
+      image, text: `config.image`, `config.text`: `pooling` of the tokens of a sentence (`max`), `max_sentences` (M).
       bert: shape of the text tower.
     """
 
@@ -100,7 +100,7 @@ class Lovt(nn.Module):
         image_norm = {**norm, "views": self.image.views}
         head = {"features": model.features, "dtype": dtype, "init": model.head.init, "norm_output": False}
         self.trunk = towers.trunk(model, self.image.views)
-        self.text_tower = Bert(self.bert, dtype=jnp.dtype(self.text.dtype))
+        self.text_tower = local_towers.trained_bert(self.bert, self.text)
         self.image_pool = AttentionPool(model.pool.heads, dtype=dtype)
         self.text_pool = AttentionPool(model.pool.heads, model.pool.mean_over_padding, dtype=dtype)
         self.image_head, self.region_head = (
@@ -122,7 +122,7 @@ class Lovt(nn.Module):
         """
         shape = image_BxVxHxWx1.shape[:2]
         levels = dict(self.trunk(towers.pixels(image_BxVxHxWx1, self.image, self.model.dtype), train=train))
-        pooled = self.image_pool(_places(levels), parts=True)
+        pooled = self.image_pool(local_towers.flat_regions(levels["stage4"]), parts=True)
         image_BxVxD = self.image_head(pooled.vector, train=train).reshape(*shape, -1)
         region_NxRxD = self.image_head(pooled.part, train=False, gates_of_NxI=pooled.vector[:, None])
         grid = levels["stage4"].shape[1:3]
@@ -143,9 +143,9 @@ class Lovt(nn.Module):
         image = batch["image"]
         shape = image.shape[:2]
         levels = self.trunk(towers.pixels(image, self.image, self.model.dtype), train=train)
-        pooled = self.image_pool(_places(levels))
+        pooled = self.image_pool(local_towers.flat_regions(levels["stage4"]))
         image_BxVxD = self.image_head(pooled.vector, train=train).reshape(*shape, -1)
-        region_NxRxD = self.region_head(_places(levels), train=train)
+        region_NxRxD = self.region_head(local_towers.flat_regions(levels["stage4"]), train=train)
 
         sentence_NxMxD, mask_NxM, has_text_N = (
             jnp.repeat(x, shape[1], axis=0) for x in (sentence_BxMxD, mask_BxM, has_text_Bx1[:, 0])
@@ -165,9 +165,13 @@ class Lovt(nn.Module):
 
     def _text(self, batch: dict[str, Array], train: bool) -> tuple[Array, Array, Array, Array]:
         """The global vector B×D; sentences B×M×E, their mask and their weights B×M."""
-        ids_BxL, mask_BxL, segment_BxL = (batch[f"{self.section}_{part}"] for part in ("ids", "mask", "segment"))
+        ids_BxL, mask_BxL, segment_BxL = local_towers.tokens_of(batch, self.section)
         units = self.text.max_sentences
-        sentence_BxMxE = towers.unit_vectors(self.text_tower, ids_BxL, mask_BxL, segment_BxL, units, "max")
+
+        def read(output: BertOutput, _: Array, segment_Bxl: Array) -> Float[Array, "B M E"]:
+            return segment_reduce(output.last.astype(jnp.float32), segment_Bxl, units, self.text.pooling)
+
+        sentence_BxMxE = towers.of_tokens(self.text_tower, read, ids_BxL, mask_BxL, segment_BxL)
         mask_BxM = unit_mask(segment_BxL, units)
         pooled = self.text_pool(sentence_BxMxE, mask_BxM)
         # Examples without a text stay out of the statistics of the head.
@@ -176,28 +180,19 @@ class Lovt(nn.Module):
         return text_BxD, sentence_BxMxE, mask_BxM, pooled.weight
 
 
-def _places(levels: dict[str, Array]) -> Float[Array, "N R C"]:
-    """The places of the last map, row after row."""
-    map_NxhxwxC = levels["stage4"]
-    return map_NxhxwxC.reshape(map_NxhxwxC.shape[0], -1, map_NxhxwxC.shape[-1])
-
-
 def build(config: Any, bert: BertConfig | None = None) -> Lovt:
     """The module for a full run config (`configs/lovt.py`).
 
     Args: bert: shape of the text tower, BERT-base when none is given.
-    Raises: ValueError for more than one text, other units than sentences as they were written, or a tower apart.
+    Raises: ValueError for a frozen text tower, other units than sentences, sentences that are cleaned, or no limit.
     """
-    text = config.text
-    asked = (len(text.sections), text.units, text.split, text.trained, text.max_sentences > 0)
-    if asked != (1, "sentences", "simple", True, True):
+    bert, text = local_towers.text_tower(config, bert, "sentences"), config.text
+    if text.split != "simple" or text.max_sentences < 1:
         raise ValueError(
-            f"text.sections={tuple(text.sections)}, text.units={text.units!r}, text.split={text.split!r}, "
-            f"text.trained={text.trained}, text.max_sentences={text.max_sentences}: LoVT reads the sentences of one "
-            "text, at most max_sentences of them, with a tower inside the model. Leave these as configs/lovt.py has "
-            "them; hold the tower's parameters, if need be, with optimizer.rates."
+            f"text.split={text.split!r}, text.max_sentences={text.max_sentences}: LoVT reads sentences as they were "
+            "written, so many at most. Use --config.text.split=simple --config.text.max_sentences=32."
         )
-    return Lovt(config.model, config.image, text, bert or BertConfig())
+    return Lovt(config.model, config.image, text, bert)
 
 
 def loss(

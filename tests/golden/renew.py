@@ -13,7 +13,7 @@ DUMPS = {
     "convirt_mgca_variant": ("convirt", "preset=mgca_variant"),
     **{
         f"{name}{suffix}": (name, argument)
-        for name in ("clip", "convirt", "imitate", "lovt", "m_flag", "siglip")
+        for name in ("clip", "convirt", "gloria", "imitate", "lovt", "m_flag", "siglip")
         for suffix, argument in (("", ""), ("_released", "preset=released"), ("_demo", "demo"))
     },
 }

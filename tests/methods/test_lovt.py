@@ -304,14 +304,14 @@ def test_parameters_of_the_paper_model():
 
 
 def test_other_texts_are_refused():
-    for name, value in (
-        ("sections", ("findings", "impression")),
-        ("units", "words"),
-        ("split", "gloria"),
-        ("max_sentences", 0),
-        ("trained", False),
+    for name, value, words in (
+        ("sections", ("findings", "impression"), "lovt aligns images with one text"),
+        ("units", "words", "lovt reads sentences from a text tower that is trained"),
+        ("trained", False, "lovt reads sentences from a text tower that is trained"),
+        ("split", "gloria", "LoVT reads sentences as they were written"),
+        ("max_sentences", 0, "LoVT reads sentences as they were written, so many at most"),
     ):
         cfg = small().unlock()
         cfg.text[name] = value
-        with pytest.raises(ValueError, match="LoVT reads the sentences of one text"):
+        with pytest.raises(ValueError, match=words):
             methods.get("lovt").build(cfg)
