@@ -16,7 +16,12 @@ from medvlp_jax.trained import open_run
 GLORIA = {"model.last_layers": 1, "model.upsample": 80, "model.local.text_mean": "padded", "text.split": "gloria"}
 
 
-@pytest.mark.parametrize(("name", "fields"), [("siglip", {}), ("convirt", {}), ("gloria", GLORIA)])
+VIT = {"argument": "demo,preset=vit"}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"), [("siglip", {}), ("convirt", {}), ("gloria", GLORIA), ("mgca", {}), ("mgca", VIT)]
+)
 def test_export_computes_the_same_and_comes_back(name, fields, data, tmp_path):
     pytest.importorskip("torch")
     config = tiny_config(data, name, **fields)

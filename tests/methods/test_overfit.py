@@ -31,7 +31,7 @@ BERT = BertConfig(
     [
         ("imitate", "fixed"),
         ("imitate", "released"),
-        *((name, "fixed") for name in ("clip", "convirt", "gloria", "m_flag", "siglip")),
+        *((name, "fixed") for name in ("clip", "convirt", "gloria", "m_flag", "mgca", "siglip")),
     ],
 )
 def test_sixteen_pairs_reach_perfect_retrieval(name, preset):
