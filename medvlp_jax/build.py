@@ -15,8 +15,10 @@ from medvlp_jax import methods, optim, pretrain_text, sharding, text_tower
 from medvlp_jax.data import preprocess
 from medvlp_jax.data.records import RecordSource
 from medvlp_jax.data.text_cache import TextCache, section_texts
-from medvlp_jax.interop import load_resnet
+from medvlp_jax.encoders.vit import ViT
+from medvlp_jax.interop import load_resnet, load_vit
 from medvlp_jax.losses import schedules
+from medvlp_jax.methods import towers
 
 DRAWS = ("whole", "swapped", "sentence")  # what a training step reads of a text
 
@@ -165,13 +167,14 @@ def load_pretrained(parts: Parts, state: dict[str, Any]) -> dict[str, Any]:
     state, weights = load_text(parts, state), parts.config.model.trunk.weights
     if not weights:
         return state
-    fields = {name: value for name, value in parts.config.model.trunk.items() if name != "weights"}
-    params, batch_stats = load_resnet(weights, **fields)
-    return {
-        **state,
-        "params": {**state["params"], "trunk": _placed(params, state["params"]["trunk"])},
-        "batch_stats": {**state["batch_stats"], "trunk": _placed(batch_stats, state["batch_stats"]["trunk"])},
-    }
+    trunk = towers.trunk(parts.config.model, parts.config.image.views)
+    if isinstance(trunk, ViT):
+        loaded = load_vit(weights, trunk)
+    else:
+        fields = {name: value for name, value in parts.config.model.trunk.items() if name != "weights"}
+        loaded = dict(zip(("params", "batch_stats"), load_resnet(weights, **fields), strict=True))
+    placed = {name: {**state[name], "trunk": _placed(new, state[name]["trunk"])} for name, new in loaded.items()}
+    return {**state, **placed}
 
 
 def load_text(parts: Parts, state: dict[str, Any]) -> dict[str, Any]:

@@ -378,7 +378,7 @@ class TwoTowers(Model):
 
 
 class LocalTowers(Model):
-    """GLoRIA: heads for the image and for the regions of one level of the trunk, and where there are some for texts."""
+    """GLoRIA, MGCA: heads for the image and for regions of one level of the trunk; for texts where there are some."""
 
     def __init__(self, config: dict, folder: str | Path = "."):
         super().__init__(config, folder)
@@ -390,7 +390,8 @@ class LocalTowers(Model):
     @torch.no_grad()
     def embed_image(self, pixels) -> dict[str, torch.Tensor]:
         """`config["sections"][0]` [N, D], aligned with texts; `pooled` [N, C], trunk features for probes."""
-        pooled = self.trunk(self.normalize(pixels))["pooled"]
+        levels = self.trunk(self.normalize(pixels))
+        pooled = levels["cls" if "cls" in levels else "pooled"]
         return {self.config["sections"][0]: self.image_head(pooled), "pooled": pooled}
 
     @torch.no_grad()
@@ -400,7 +401,12 @@ class LocalTowers(Model):
 
     @torch.no_grad()
     def image_regions(self, pixels) -> torch.Tensor:
-        """[N, h, w, D]: the vectors of regions that words are compared with; for heat maps."""
+        """[N, h, w, D], for heat maps: GLoRIA's regions, which words are compared with; MGCA: what each place
+        contributes to the image's vector, which is their mean."""
+        if not self.config["maps"]:
+            raise NotImplementedError("The class token of a ViT has no regions: there are no heat maps of this model.")
+        if self.config["maps"] == "image":
+            return self._regions(self.image_head, pixels)
         place = self.trunk(self.normalize(pixels))[self.config["local_level"]].permute(0, 2, 3, 1)
         return self.region_head(place.flatten(0, 2)).unflatten(0, place.shape[:3])
 

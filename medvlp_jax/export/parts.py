@@ -176,6 +176,7 @@ def _local_towers(trained: Trained) -> dict[str, Any]:
     return {
         "heads": {"features": features, "image_width": heads["image"]["inputs"], "parts": heads},
         "local_level": config.model.local.level,
+        "maps": "region" if config.method == "gloria" else "image" if "vit" not in config.model.trunk else "",
         "prototypes": list(params["prototypes"].shape) if "prototypes" in params else [],
         "text": text,
     }
@@ -204,7 +205,7 @@ def _lovt(trained: Trained) -> dict[str, Any]:
 EXPORTABLE: dict[str, Exportable] = {
     "imitate": Exportable("imitate", _imitate),
     **dict.fromkeys(("clip", "convirt", "m_flag", "siglip"), Exportable("two_towers", _two_towers)),
-    "gloria": Exportable("local_towers", _local_towers),
+    **dict.fromkeys(("gloria", "mgca"), Exportable("local_towers", _local_towers)),
     "lovt": Exportable("lovt", _lovt),
 }
 

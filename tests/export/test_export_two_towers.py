@@ -17,7 +17,11 @@ LOVT = {"text.max_sentences": 4, "text.max_length": 48, "model.pool.mean_over_pa
 GLORIA = {"model.last_layers": 1, "model.upsample": 80, "model.local.text_mean": "padded", "text.split": "gloria"}
 
 
-@pytest.mark.parametrize(("name", "fields"), [("siglip", {}), ("convirt", {}), ("gloria", GLORIA), ("lovt", LOVT)])
+VIT = {"argument": "demo,preset=vit"}
+CASES = [("siglip", {}), ("convirt", {}), ("gloria", GLORIA), ("lovt", LOVT), ("mgca", {}), ("mgca", VIT)]
+
+
+@pytest.mark.parametrize(("name", "fields"), CASES)
 def test_export_computes_the_same_and_comes_back(name, fields, data, tmp_path):
     pytest.importorskip("torch")
     config = tiny_config(data, name, **fields)

@@ -31,7 +31,7 @@ BERT = BertConfig(
     [
         ("imitate", "fixed"),
         ("imitate", "released"),
-        *((name, "fixed") for name in ("clip", "convirt", "gloria", "lovt", "m_flag", "siglip")),
+        *((name, "fixed") for name in ("clip", "convirt", "gloria", "lovt", "m_flag", "mgca", "siglip")),
     ],
 )
 def test_sixteen_pairs_reach_perfect_retrieval(name, preset):
@@ -64,7 +64,9 @@ def test_sixteen_pairs_reach_perfect_retrieval(name, preset):
     state = jax.jit(lambda: steps.init_state(model, tx, batch, 0))()
     train_step = jax.jit(steps.make_train_step(model, method, tx, config, examples=PAIRS), donate_argnums=0)
     losses = []
-    for _ in range(70 if config.text.trained else 150):
+    for _ in range(
+        70 if config.text.trained and name != "lovt" else 150
+    ):  # LoVT: until its running averages have settled
         state, metrics = train_step(state, {}, batch)
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.7 * losses[0]
