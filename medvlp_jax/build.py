@@ -15,10 +15,12 @@ from medvlp_jax import methods, optim, pretrain_text, sharding, text_tower
 from medvlp_jax.data import preprocess
 from medvlp_jax.data.records import RecordSource
 from medvlp_jax.data.text_cache import TextCache, section_texts
-from medvlp_jax.interop import load_resnet
+from medvlp_jax.encoders.vit import ViT
+from medvlp_jax.interop import load_resnet, load_vit
 from medvlp_jax.losses import schedules
+from medvlp_jax.methods import towers
 
-DRAWS = ("whole", "sentence")  # what a training step reads of a text
+DRAWS = ("whole", "swapped", "sentence")  # what a training step reads of a text
 
 
 class Parts(NamedTuple):
@@ -68,6 +70,11 @@ def assemble(config: Any, mesh: Mesh, say=print) -> Parts:
             f"text.units={config.text.units!r}, text.split={config.text.split!r} with text.trained=False: a frozen "
             "tower gives one vector per text, split by the rule 'simple'. Use --config.text.trained=True "
             "--config.text.cache=False, or --config.text.units='' --config.text.split=simple."
+        )
+    if config.text.cache and config.text.draw == "swapped":
+        raise ValueError(
+            "text.draw='swapped' with text.cache=True: a cache holds texts as they were written. Use "
+            "--config.text.draw=whole, or --config.text.cache=False."
         )
     method = methods.get(config.method)
     sweep, why = pair_sweep(config, mesh)
@@ -160,13 +167,14 @@ def load_pretrained(parts: Parts, state: dict[str, Any]) -> dict[str, Any]:
     state, weights = load_text(parts, state), parts.config.model.trunk.weights
     if not weights:
         return state
-    fields = {name: value for name, value in parts.config.model.trunk.items() if name != "weights"}
-    params, batch_stats = load_resnet(weights, **fields)
-    return {
-        **state,
-        "params": {**state["params"], "trunk": _placed(params, state["params"]["trunk"])},
-        "batch_stats": {**state["batch_stats"], "trunk": _placed(batch_stats, state["batch_stats"]["trunk"])},
-    }
+    trunk = towers.trunk(parts.config.model, parts.config.image.views)
+    if isinstance(trunk, ViT):
+        loaded = load_vit(weights, trunk)
+    else:
+        fields = {name: value for name, value in parts.config.model.trunk.items() if name != "weights"}
+        loaded = dict(zip(("params", "batch_stats"), load_resnet(weights, **fields), strict=True))
+    placed = {name: {**state[name], "trunk": _placed(new, state[name]["trunk"])} for name, new in loaded.items()}
+    return {**state, **placed}
 
 
 def load_text(parts: Parts, state: dict[str, Any]) -> dict[str, Any]:
@@ -199,7 +207,9 @@ def _preprocess(
         ops.append(f"sentence({names}, rule={rule!r})")
     elif rule != "simple":
         ops.append(f"sentences({names}, rule={rule!r})")
-    tokens = f"tokenize({config.text.max_length}, {names}, units={units!r})"
+    if draw == "swapped":
+        ops.append(f"swap_sentences({names})")
+    tokens = f"tokenize({config.text.max_length}, {names}, units={units!r}, max_sentences={config.text.max_sentences})"
     ops.append(f"cached_text({names})" if cache is not None else tokens)
     return preprocess.build("|".join(ops), tokenizer=tower.tokenizer, text_cache=cache)
 

@@ -109,11 +109,12 @@ def make_train_step(
 
         (loss, (terms, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
         updates, opt_state = tx.update(grads, state["opt_state"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
         metrics = {"loss": loss, **terms, "gradient_norm": optax.tree.norm(grads)}
         if learning_rate is not None:
             metrics["learning_rate"] = learning_rate(state["step"])
         new_state = {
-            "params": optax.apply_updates(state["params"], updates),
+            "params": method.constrain(params) if method.constrain else params,
             "batch_stats": batch_stats,
             "opt_state": opt_state,
             "step": state["step"] + 1,

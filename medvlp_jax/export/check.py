@@ -50,7 +50,8 @@ def check(trained: Trained, folder: Path, say: Callable[[str], None] = print) ->
     model = loader(folder).load(folder)
     pixels = torch.from_numpy(view_NxSxSx1).permute(0, 3, 1, 2)
     theirs = {name: tensor.numpy() for name, tensor in model.embed_image(pixels).items()}
-    theirs["regions"] = model.image_regions(pixels).numpy()
+    if "regions" in ours:
+        theirs["regions"] = model.image_regions(pixels).numpy()
     vectors = model.encode_text(texts)
     theirs |= {"text": model.embed_text(vectors).numpy()}
     theirs |= {"text vectors": vectors.numpy()} if "text vectors" in ours else {}
@@ -105,7 +106,8 @@ def reference(trained: Trained, view_NxSxSx1: UInt8[np.ndarray, "N S S 1"], text
         outputs = _texts(trained, model, texts, default_section(image.regions, image.aligned))
     outputs |= {name: value[:, 0] for name, value in image.aligned.items()}
     section = default_section(image.regions, image.aligned)
-    outputs |= {"pooled": image.pooled_BxVxC[:, 0], "regions": image.regions[section][:, 0]}
+    outputs |= {"pooled": image.pooled_BxVxC[:, 0]}
+    outputs |= {"regions": image.regions[section][:, 0]} if section in image.regions else {}
     return outputs
 
 

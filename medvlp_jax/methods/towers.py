@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from medvlp_jax.encoders.bert import Bert, at_shortest_length, pool
 from medvlp_jax.encoders.resnet import ResNet
+from medvlp_jax.encoders.vit import ViT, vit
 
 
 def batch_norm(model: Any) -> dict[str, Any]:
@@ -16,9 +17,11 @@ def batch_norm(model: Any) -> dict[str, Any]:
     return {"stats_scope": model.bn.scope, "group_size": model.bn.group_size, "momentum": model.bn.momentum}
 
 
-def trunk(model: Any, views: int) -> ResNet:
-    """The image trunk of `config.model`, unbound."""
+def trunk(model: Any, views: int) -> ResNet | ViT:
+    """The image trunk of `config.model`, unbound: a ResNet, or the ViT that `model.trunk.vit` names ("B/16")."""
     fields = {name: value for name, value in model.trunk.items() if name != "weights"}
+    if "vit" in fields:
+        return vit(fields.pop("vit"), **fields, dtype=jnp.dtype(model.dtype))
     norm = {f"bn_{name.removeprefix('stats_')}": value for name, value in batch_norm(model).items()}
     return ResNet(**fields, **norm, bn_views=views, dtype=jnp.dtype(model.dtype))
 
