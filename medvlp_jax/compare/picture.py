@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medvlp_jax.compare.table import MAIN
+from medvlp_jax.compare.table import MAIN, scored
 from medvlp_jax.score_table import HEADLINES
 
 _COLOURS = ("#0b62a4", "#b5480a", "#12734f", "#8e3a86", "#7a6200", "#4d5761")  # of the report's style sheet
 _MARKERS = "osD^vPX*<>"
+WIDE = 20  # costs that differ by more than this factor are shown on a logarithmic scale
 _INK, _QUIET, _LINE = "#1b1f24", "#57606a", "#d5d9de"
 
 
@@ -51,45 +52,39 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
         "axes.spines.top": False,
         "axes.spines.right": False,
     }
-    places = {name: i for i, name in enumerate(content["methods"])}
+    looks = {
+        name: {"color": _COLOURS[i % len(_COLOURS)], "marker": _MARKERS[i % len(_MARKERS)], "linestyle": ""}
+        for i, name in enumerate(content["methods"])
+    }
+    shown = scored(content["methods"], MAIN) or MAIN[:1]
     costs = {"minutes": "training time, minutes", "tflops": "training, TFLOPs"}
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(9.6, 7.2), layout="constrained", facecolor="white")
-        grid = figure.subplots(len(MAIN), len(costs), squeeze=False, sharey="row", sharex="col")
-        for axes_row, score in zip(grid, MAIN, strict=True):
+        figure = Figure(figsize=(9.6, 1.6 + 2.9 * len(shown)), layout="constrained", facecolor="white")
+        grid = figure.subplots(len(shown), len(costs), squeeze=False, sharey="row", sharex="col")
+        for axes_row, score in zip(grid, shown, strict=True):
             for axes, cost in zip(axes_row, costs, strict=True):
-                for name, x, mean, (below, above) in points(content, score, cost):
-                    place = places[name]
-                    colour, marker = _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
+                found = points(content, score, cost)
+                for name, x, mean, (below, above) in found:
                     bars = [[below], [above]] if below or above else None
-                    axes.errorbar(x, mean, yerr=bars, color=colour, marker=marker, markersize=7, capsize=4, zorder=3)
+                    axes.errorbar(x, mean, yerr=bars, capsize=4, zorder=3, markersize=7, **looks[name])
                     untrained = content["methods"][name]["scores"][score]["random_init"]
                     if untrained is not None:
-                        axes.plot(x, untrained, color=colour, marker=marker, markersize=6, fillstyle="none", zorder=2)
-                known = [
-                    method["scores"][score]["chance"]
-                    for method in content["methods"].values()
-                    if score in method["scores"]
-                ]
-                if known and known[0] is not None:
-                    axes.axhline(known[0], color=_QUIET, linestyle="--", linewidth=1)
+                        axes.plot(x, untrained, fillstyle="none", zorder=2, markersize=6, **looks[name])
+                rows = [method["scores"].get(score) for method in content["methods"].values()]
+                chance = next((row["chance"] for row in rows if row and row["chance"] is not None), None)
+                if chance is not None:
+                    axes.axhline(chance, color=_QUIET, linestyle="--", linewidth=1)
                 axes.grid(axis="y", color=_LINE, linewidth=0.6)
                 axes.margins(x=0.12, y=0.12)
-                axes.set_xlim(left=0)
+                costs_found = [x for _, x, _, _ in found]
+                if found and max(costs_found) > WIDE * min(costs_found):
+                    axes.set_xscale("log")
+                elif found:
+                    axes.set_xlim(0, 1.12 * max(costs_found))
             axes_row[0].set_ylabel(HEADLINES[score])
         for axes, words in zip(grid[-1], costs.values(), strict=True):
             axes.set_xlabel(words)
-        handles = [
-            Line2D(
-                [],
-                [],
-                color=_COLOURS[i % len(_COLOURS)],
-                marker=_MARKERS[i % len(_MARKERS)],
-                linestyle="",
-                label=name.replace("$", r"\$"),
-            )
-            for name, i in places.items()
-        ]
+        handles = [Line2D([], [], label=name.replace("$", r"\$"), **look) for name, look in looks.items()]
         handles.append(Line2D([], [], color=_QUIET, marker="o", fillstyle="none", linestyle="", label="untrained"))
         handles.append(Line2D([], [], color=_QUIET, linestyle="--", label="chance"))
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), frameon=False)

@@ -37,10 +37,10 @@ def summary(entry: Entry, known: Mapping[str, Any], runs: Mapping[int, Path]) ->
       finished runs by seed.
     """
     found = {seed: read_run(path, name=path.name, data_dir=entry.config.data.dir) for seed, path in runs.items()}
-    scored = {seed: run for seed, run in found.items() if run.scores}
-    names = dict.fromkeys(score.name for run in scored.values() for score in run.scores.scores)
-    by_seed = {seed: {score.name: score for score in run.scores.scores} for seed, run in scored.items()}
-    times = {seed: timing(run.training) for seed, run in scored.items()}
+    found = {seed: run for seed, run in found.items() if run.scores}
+    names = dict.fromkeys(score.name for run in found.values() for score in run.scores.scores)
+    by_seed = {seed: {score.name: score for score in run.scores.scores} for seed, run in found.items()}
+    times = {seed: timing(run.training) for seed, run in found.items()}
     working = {seed: t.seconds["step"] + t.seconds["data_wait"] for seed, t in times.items() if t}
     config = entry.config
     cost = known.get("cost") or {}
@@ -54,8 +54,8 @@ def summary(entry: Entry, known: Mapping[str, Any], runs: Mapping[int, Path]) ->
         "views": config.image.views,
         "schedule": config.optimizer.schedule,
         "text": f"{config.text.weights}, {'trained' if config.text.trained else 'frozen'}",
-        "parameters": next((run.parameters for run in scored.values() if run.parameters), ""),
-        "seeds": sorted(scored),
+        "parameters": next((run.parameters for run in found.values() if run.parameters), ""),
+        "seeds": sorted(found),
         "training_seconds": working,
         "ms_per_step": {s: 1e3 / t.steps_per_second for s, t in times.items() if t and t.steps_per_second},
         "wall_seconds": {seed: t.total - t.seconds["down"] for seed, t in times.items() if t},
@@ -65,7 +65,7 @@ def summary(entry: Entry, known: Mapping[str, Any], runs: Mapping[int, Path]) ->
         "cost": cost,
         "peak_bytes": {seed: peak for seed, peak in known.get("peak_bytes", {}).items() if peak},
         "scores": {name: _over_seeds(name, by_seed) for name in names},
-    }, list(scored.values())
+    }, list(found.values())
 
 
 def _over_seeds(name: str, by_seed: Mapping[int, Mapping[str, Score]]) -> dict[str, Any]:
@@ -144,15 +144,19 @@ def as_markdown(content: Mapping[str, Any]) -> str:
                 "",
             ]
     lines += [f"{sentence} No method is marked as best.\n" for sentence in content["differences"]]
-    lines += _score_table(content, MAIN, cost=True)
+    lines += _score_table(content, scored(methods, MAIN), cost=True)
     lines += ["", "## Cost", "", *_cost_table(methods)]
-    more = [name for name in MORE if any(name in method["scores"] for method in methods.values())]
-    if more:
+    if more := scored(methods, MORE):
         lines += ["", "## Other scores", "", *_score_table(content, more)]
     if content["unfinished"]:
         lines += ["", "## Not in the table", ""]
         lines += [f"- `{row['run']}`: {row['reason']}  \n  `{row['command']}`" for row in content["unfinished"]]
     return "\n".join([*lines, "", "## How to read it", "", *_notes(content), ""])
+
+
+def scored(methods: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Those of the scores that some method has."""
+    return [name for name in names if any(name in method["scores"] for method in methods.values())]
 
 
 def _score_table(content: Mapping[str, Any], names: Sequence[str], *, cost: bool = False) -> list[str]:
