@@ -129,6 +129,7 @@ def plan(config: MimicConfig) -> Plan:
     if config.exclude:
         items, out = _excluded(items, config.exclude)
         rejections += out
+    del split_of, labels, expert  # joined; the files are looked for next, and memory is at its peak
     _expect_reports(items, reports)
     rule = "official" if config.official_split else ""
     return common.finish_plan(items, rejections, config, tables=used, split_rule=rule, locate=find_image)
@@ -179,15 +180,14 @@ def _labels(path: Path) -> tuple[dict[str, dict[str, int]], Table]:
     if len(set(columns.values())) != len(CHEXPERT_LABELS):
         missing = sorted(set(CHEXPERT_LABELS) - set(columns.values()))
         raise ValueError(f"{path} has no column for {', '.join(missing)}. Its columns: {', '.join(header)}.")
-    labels = {}
+    labels, same = {}, {}  # studies with the same states share one dict: there are a few thousand different ones
     for number, row in table:
         try:
             states = {name: parse_state(row[column]) for column, name in columns.items()}
         except ValueError as error:
             raise ValueError(f"{path}, row {number}: {error}") from None
-        labels[row["study_id"].strip().removeprefix("s")] = {
-            name: state for name, state in states.items() if state != NOT_MENTIONED
-        }
+        mentioned = {name: state for name, state in states.items() if state != NOT_MENTIONED}
+        labels[row["study_id"].strip().removeprefix("s")] = same.setdefault(tuple(mentioned.items()), mentioned)
     return labels, table
 
 
