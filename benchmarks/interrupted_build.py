@@ -52,7 +52,7 @@ def begun(moment: str, data_dir: Path, known: int) -> bool:
     return {
         "start-up": lambda: True,
         "chunks": lambda: chunks(data_dir) > known,
-        "records": lambda: any(built.glob("incomplete.*")),
+        "records": lambda: any(built.glob("incomplete.*/*.array_record*")),
         "side tables": lambda: (built / "1.0.0").exists(),
     }[moment]()
 

@@ -381,6 +381,28 @@ def test_interrupted_build_continues_to_the_same_bytes(slow_set, how):
     assert not list((folder / name).rglob("*incomplete*"))
 
 
+def test_a_build_killed_three_times_ends_in_the_same_bytes(slow_set):
+    """After the first chunk, after the fourth, and while or after the records are written."""
+    folder, start, run = slow_set
+    built = folder / "thrice" / "slow_set/default/1.0.0"
+    for count in (1, 4):
+        process = start("thrice", "--workers=2")
+        wait_for_chunks(folder / "thrice", process, count)
+        process.kill()
+        process.communicate(timeout=60)
+    process = start("thrice", "--workers=2")
+    while process.poll() is None and not built.exists():
+        if list(built.parent.glob("incomplete.*/*.array_record*")):
+            break
+        time.sleep(0.002)
+    process.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert "made 0." in run("thrice", "--workers=1")
+    assert same_bytes(built, folder / "whole/slow_set/default/1.0.0")
+    assert [path.name for path in (folder / "thrice").iterdir()] == ["slow_set"]
+
+
 def test_a_folder_made_by_something_else_is_left_alone(built, tmp_path, capsys):
     data_dir = tmp_path / "copy"
     shutil.copytree(built, data_dir)

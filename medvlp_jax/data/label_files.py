@@ -73,6 +73,7 @@ def read_label_file(path: Path, *, complete: bool = False) -> LabelFile:
         raise ValueError(f"{path} has no column for {', '.join(lacking)}. Its columns: {', '.join(columns)}.")
     table = Table(path, (key, *named.values()))
     states: dict[str, dict[str, int]] = {}
+    same: dict[tuple[tuple[str, int], ...], dict[str, int]] = {}  # rows share one dict: few differ
     repeated = 0
     for number, row in table:
         try:
@@ -83,7 +84,8 @@ def read_label_file(path: Path, *, complete: bool = False) -> LabelFile:
         if key in STUDY_COLUMNS:
             identity = plain_study(identity)
         repeated += identity in states
-        states.setdefault(identity, {name: state for name, state in of_row.items() if state != NOT_MENTIONED})
+        mentioned = {name: state for name, state in of_row.items() if state != NOT_MENTIONED}
+        states.setdefault(identity, same.setdefault(tuple(mentioned.items()), mentioned))
     return LabelFile(table, key, states, unread, lacking, repeated)
 
 

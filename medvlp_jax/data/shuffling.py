@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-BUFFER = 64 << 20
+BUFFER = 16 << 20
 """Bytes of records that wait in memory; with fewer, nothing goes to disk before its time."""
 BUCKETS = 1024
 """Files that the records are spread over by their hashes, read and sorted one after another."""

@@ -133,6 +133,7 @@ def plan(config: MimicConfig) -> Plan:
         file = read_label_file(_table(tables_root, config.labeler), complete=True)
         used.append(file.table)
         provenance["label_files"] = {file.table.path.name: label_files.attach(items, file)}
+    del split_of, expert  # joined; the files are looked for next, and memory is at its peak
     provenance |= _expect_reports(items, reports, config)
     rule = "official" if config.official_split else ""
     return common.finish_plan(
