@@ -15,10 +15,12 @@ from medvlp_jax import methods, optim, pretrain_text, sharding, text_tower
 from medvlp_jax.data import preprocess
 from medvlp_jax.data.records import RecordSource
 from medvlp_jax.data.text_cache import TextCache, section_texts
-from medvlp_jax.interop import load_resnet
+from medvlp_jax.encoders.vit import ViT
+from medvlp_jax.interop import load_resnet, load_vit
 from medvlp_jax.losses import schedules
+from medvlp_jax.methods import towers
 
-DRAWS = ("whole", "sentence")  # what a training step reads of a text
+DRAWS = ("whole", "swapped", "sentence")  # what a training step reads of a text
 
 
 class Parts(NamedTuple):
@@ -62,6 +64,17 @@ def assemble(config: Any, mesh: Mesh, say=print) -> Parts:
         raise ValueError(
             "text.trained=True with text.cache=True: vectors of a tower that is trained change with every step. Use "
             "--config.text.cache=False, or --config.text.trained=False for a frozen tower."
+        )
+    if not config.text.trained and (config.text.units or config.text.split != "simple"):
+        raise ValueError(
+            f"text.units={config.text.units!r}, text.split={config.text.split!r} with text.trained=False: a frozen "
+            "tower gives one vector per text, split by the rule 'simple'. Use --config.text.trained=True "
+            "--config.text.cache=False, or --config.text.units='' --config.text.split=simple."
+        )
+    if config.text.cache and config.text.draw == "swapped":
+        raise ValueError(
+            "text.draw='swapped' with text.cache=True: a cache holds texts as they were written. Use "
+            "--config.text.draw=whole, or --config.text.cache=False."
         )
     method = methods.get(config.method)
     sweep, why = pair_sweep(config, mesh)
@@ -107,7 +120,12 @@ def pair_sweep(config: Any, mesh: Mesh) -> tuple[schedules.Sweep, str]:
     if schedule == "auto":
         budget = pairs.budget_mib * 2**20
         choice = schedules.choose(
-            batch, batch, config.model.features, devices=mesh.devices.size, chunk=pairs.chunk, budget_bytes=budget
+            batch,
+            batch,
+            config.model.features or 768,
+            devices=mesh.devices.size,
+            chunk=pairs.chunk,
+            budget_bytes=budget,
         )
         schedule, why = choice.schedule, choice.reason
     return schedules.Sweep(schedule, pairs.chunk, mesh), why
@@ -132,6 +150,8 @@ def batch_shapes(config: Any, text_width: int) -> dict[str, Any]:
         if config.text.trained:
             shapes[f"{section}_ids"] = struct((1, config.text.max_length), "int32")
             shapes[f"{section}_mask"] = struct((1, config.text.max_length), "bool")
+            if config.text.units:
+                shapes[f"{section}_segment"] = struct((1, config.text.max_length), "int32")
         else:
             shapes[f"{section}_embedding"] = struct((1, text_width), "float32")
         shapes[f"has_{section}"] = struct((1,), "bool")
@@ -147,13 +167,14 @@ def load_pretrained(parts: Parts, state: dict[str, Any]) -> dict[str, Any]:
     state, weights = load_text(parts, state), parts.config.model.trunk.weights
     if not weights:
         return state
-    fields = {name: value for name, value in parts.config.model.trunk.items() if name != "weights"}
-    params, batch_stats = load_resnet(weights, **fields)
-    return {
-        **state,
-        "params": {**state["params"], "trunk": _placed(params, state["params"]["trunk"])},
-        "batch_stats": {**state["batch_stats"], "trunk": _placed(batch_stats, state["batch_stats"]["trunk"])},
-    }
+    trunk = towers.trunk(parts.config.model, parts.config.image.views)
+    if isinstance(trunk, ViT):
+        loaded = load_vit(weights, trunk)
+    else:
+        fields = {name: value for name, value in parts.config.model.trunk.items() if name != "weights"}
+        loaded = dict(zip(("params", "batch_stats"), load_resnet(weights, **fields), strict=True))
+    placed = {name: {**state[name], "trunk": _placed(new, state[name]["trunk"])} for name, new in loaded.items()}
+    return {**state, **placed}
 
 
 def load_text(parts: Parts, state: dict[str, Any]) -> dict[str, Any]:
@@ -181,9 +202,15 @@ def _preprocess(
     sections, parts = tuple(config.text.sections), tuple(config.text.report) if _has_report(config) else ()
     names = ", ".join(map(repr, sections))
     ops = [images, f"sections({config.text.missing!r}, report={parts})"]
+    rule, units = config.text.split, config.text.units
     if draw == "sentence":
-        ops.append(f"sentence({names})")
-    ops.append(f"cached_text({names})" if cache is not None else f"tokenize({config.text.max_length}, {names})")
+        ops.append(f"sentence({names}, rule={rule!r})")
+    elif rule != "simple":
+        ops.append(f"sentences({names}, rule={rule!r})")
+    if draw == "swapped":
+        ops.append(f"swap_sentences({names})")
+    tokens = f"tokenize({config.text.max_length}, {names}, units={units!r}, max_sentences={config.text.max_sentences})"
+    ops.append(f"cached_text({names})" if cache is not None else tokens)
     return preprocess.build("|".join(ops), tokenizer=tower.tokenizer, text_cache=cache)
 
 

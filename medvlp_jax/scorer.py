@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from medvlp_jax import build, evaluators, sharding, text_tower, trained
+from medvlp_jax import build, evaluators, sharding, trained
 from medvlp_jax import step as steps
 from medvlp_jax.data import pipeline, preprocess
 from medvlp_jax.data.record_ids import check_disjoint
 from medvlp_jax.data.records import RecordSource
 from medvlp_jax.evaluators import Context, Features, Result, Settings
 
-NOT_FIELDS = ("image", "_ids", "_mask", "_embedding")  # how the names of pixels, tokens and vectors end
+NOT_FIELDS = ("image", "_ids", "_mask", "_segment", "_embedding")  # how the names of pixels, tokens and vectors end
 PIXEL_SIDE = 48  # of the views that stand for raw pixels
 
 
@@ -50,6 +50,10 @@ class Scorer:
                 "mask": batch["_mask"],
             }
 
+        def local_scores(variables, batch, text_local):
+            image = model.apply(variables, batch["image"][:, :1], method="embed_image")
+            return method.scores(image.local, text_local, config), batch["_mask"]
+
         def terms(variables, frozen, batch, epoch):
             batch = steps.with_text_vectors(batch, tower, frozen)
             embeddings = model.apply(variables, batch, train=False)
@@ -59,15 +63,9 @@ class Scorer:
         everywhere = sharding.replicated(parts.mesh)
         self._embed = jax.jit(embed, static_argnums=(3, 4), out_shardings=everywhere)
         self._terms = jax.jit(terms, out_shardings=everywhere)
-        self._gather = jax.jit(lambda tree: tree, out_shardings=everywhere)
-        sections = tuple(config.text.sections)
-        self._text_head = jax.jit(
-            lambda variables, vector_NxE: trained.embed_text_vectors(model, variables, vector_NxE, sections).aligned,
-            out_shardings=everywhere,
-        )
-        self._encode = text_tower.encode_function(parts.tower)
+        self._local_scores = jax.jit(local_scores, out_shardings=everywhere)
+        self._read_texts = trained.text_reader(model, config, parts.tower, places=everywhere)
         self._view = trained.evaluation_view(config)
-        self._vectors: dict[str, NDArray] = {}
 
     def __call__(
         self, state: dict[str, Any], split: str, names: Sequence[str], *, baselines: bool = False
@@ -95,7 +93,8 @@ class Scorer:
         return Context(
             features=features,
             terms=lambda name: self._loss_terms(state, variables, name),
-            embed_texts=lambda texts: self._embed_texts(variables, texts),
+            embed_texts=lambda texts: self._read_texts(variables, texts).aligned,
+            local_scores=lambda name, texts: self._score_locally(variables, name, texts),
             record=self._record,
             view_mask=lambda mask_HxW: self._view(mask_HxW.astype(np.uint8) * 255)[..., 0] > 127,
             split=split,
@@ -152,17 +151,15 @@ class Scorer:
             terms, count = jax.device_get(self._terms(variables, self.parts.frozen, batch, epoch))
             yield {name: float(value) for name, value in terms.items()}, int(count)
 
-    def _embed_texts(self, variables: Any, texts: Sequence[str]) -> dict[str, NDArray]:
-        own = trained.trained_text(self.parts.config, variables)
-        if own is not None:
-            encode = functools.partial(self._encode, variables=jax.device_get(self._gather(own)))
-            return jax.device_get(self._text_head(variables, text_tower.encode_all(encode, texts)))
-        # The frozen tower gives every text one vector, whatever the state: each text is encoded once per run.
-        new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
-        if new:
-            self._vectors |= dict(zip(new, text_tower.encode_all(self._encode, new), strict=True))
-        vector_NxE = np.stack([self._vectors[text] for text in texts])
-        return jax.device_get(self._text_head(variables, vector_NxE))
+    def _score_locally(self, variables: Any, split: str, texts: Sequence[str]) -> NDArray | None:
+        if self.parts.method.scores is None:
+            return None
+        text_local = self._read_texts(variables, texts, local=True).local
+        rows = []
+        for batch in self._batches(split, self.parts.evaluate):
+            score_BxT, mask_B = jax.device_get(self._local_scores(variables, batch, text_local))
+            rows.append(score_BxT[mask_B])
+        return np.concatenate(rows)
 
     def _record(self, split: str, index: int) -> dict[str, Any]:
         record = self.parts.source(split)[index]

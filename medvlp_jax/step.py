@@ -69,7 +69,7 @@ def with_text_vectors(batch: dict[str, Any], tower: TextTower | None, frozen: An
     mask_SxBxL = jnp.stack([batch[f"{section}_mask"] for section in sections])
     vectors = tower.encode_groups(frozen, ids_SxBxL, mask_SxBxL)
     added = {f"{section}_embedding": vector for section, vector in zip(sections, vectors, strict=True)}
-    tokens = {f"{section}_{part}" for section in sections for part in ("ids", "mask")}
+    tokens = {f"{section}_{part}" for section in sections for part in ("ids", "mask", "segment")}
     return {**{name: x for name, x in batch.items() if name not in tokens}, **added}
 
 
@@ -109,11 +109,12 @@ def make_train_step(
 
         (loss, (terms, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
         updates, opt_state = tx.update(grads, state["opt_state"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
         metrics = {"loss": loss, **terms, "gradient_norm": optax.tree.norm(grads)}
         if learning_rate is not None:
             metrics["learning_rate"] = learning_rate(state["step"])
         new_state = {
-            "params": optax.apply_updates(state["params"], updates),
+            "params": method.constrain(params) if method.constrain else params,
             "batch_stats": batch_stats,
             "opt_state": opt_state,
             "step": state["step"] + 1,

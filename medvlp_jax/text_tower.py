@@ -198,27 +198,37 @@ def _check_length(max_length: int, shape: bert.BertConfig, weights: str) -> None
         )
 
 
-def encode_function(tower: TextTower) -> Callable[..., np.ndarray]:
-    """`encode(texts, variables=tower.variables) -> float32 [n, E]`, compiled per number of texts and padded length."""
-    encode = jax.jit(tower.encode)
-    own = jax.device_put(tower.variables)
-    lengths = [*range(8, min(64, tower.max_length), 8), *range(64, tower.max_length, 32)]
+def lengths(tower: TextTower) -> list[int]:
+    """Numbers of tokens that a batch of texts is padded to, beside the greatest; each is compiled."""
+    return [*range(8, min(64, tower.max_length), 8), *range(64, tower.max_length, 32)]
 
-    def run(texts: Sequence[str], variables: Any = None) -> np.ndarray:
-        ids_BxL, mask_BxL = tower.tokenizer.encode(list(texts), tower.max_length, lengths)
-        return np.asarray(encode(own if variables is None else variables, ids_BxL, mask_BxL))
+
+def encode_function(tower: TextTower) -> Callable[..., np.ndarray]:
+    """`encode(texts) -> float32 [n, E]`, compiled per number of texts and padded length."""
+    encode, own = jax.jit(tower.encode), jax.device_put(tower.variables)
+
+    def run(texts: Sequence[str]) -> np.ndarray:
+        return np.asarray(encode(own, *tower.tokenizer.encode(list(texts), tower.max_length, lengths(tower))))
 
     return run
 
 
-def encode_all(encode: Callable[[Sequence[str]], np.ndarray], texts: Sequence[str]) -> Float[np.ndarray, "T E"]:
-    """Vectors of one or more texts: each different text once, in full batches (one compilation per length)."""
+def encode_all(encode: Callable[[Sequence[str]], Any], texts: Sequence[str]) -> Any:
+    """What `encode` gives for one or more texts, trees of NumPy arrays with T entries: each different text once, in
+    full batches (one compilation per length). Shorter arrays than others of the next axis are filled up with zeros."""
     place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
     distinct, parts = list(place), []
     for start in range(0, len(distinct), TEXTS_AT_A_TIME):
         some = distinct[start : start + TEXTS_AT_A_TIME]
-        parts.append(encode(some + [""] * (TEXTS_AT_A_TIME - len(some)))[: len(some)])
-    return np.concatenate(parts)[[place[text] for text in texts]]
+        parts.append(encode(some + [""] * (TEXTS_AT_A_TIME - len(some))))
+    rows = [place[text] for text in texts]
+    return jax.tree.map(lambda *x: np.concatenate(_same_length(x))[rows], *parts)
+
+
+def _same_length(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Arrays [N, L, ...] filled up with zeros to the longest L; vectors [N, E] have one E."""
+    longest = max(x.shape[1] for x in parts) if parts[0].ndim > 1 else 0
+    return [np.pad(x, [(0, 0), (0, longest - x.shape[1]), *[(0, 0)] * (x.ndim - 2)]) if longest else x for x in parts]
 
 
 def _minilm() -> Path | None:

@@ -1,28 +1,29 @@
 """A trained run, opened without its data set: model, weights, text tower. What prediction and export start from."""
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, UInt8
 
 from medvlp_jax import build, methods, sharding, text_tower
 from medvlp_jax import config as configs
 from medvlp_jax import step as steps
 from medvlp_jax.checkpoint import Checkpoints
 from medvlp_jax.data import preprocess
+from medvlp_jax.data.sentences import rejoined
+from medvlp_jax.data.tokenizer import encode_units
 from medvlp_jax.methods.embeddings import ImageEmbedding, TextEmbedding
 
 
 class Trained(NamedTuple):
     """One checkpoint of a run. `variables`: `params` and `batch_stats` of the model, on the first device.
 
-    image_tower(variables, uint8 B×V×S×S×1), text_head(variables, text vectors N×E), encode(texts): jitted parts of
-    the two towers; `embed_images` and `embed_texts` put them together. tower: the text tower, with the weights of this
+    image_tower(variables, uint8 B×V×S×S×1): jitted. read_texts(variables, texts or vectors): see `text_reader`;
+    `embed_images` and `embed_texts` are both with these variables. tower: the text tower, with the weights of this
     checkpoint where it was trained. view(grey uint8 H×W): the evaluation view of an upright image, 0 black: what the
     model was evaluated on.
     """
@@ -34,17 +35,17 @@ class Trained(NamedTuple):
     variables: Any
     tower: text_tower.TextTower
     image_tower: Callable[[Any, Array], ImageEmbedding]
-    text_head: Callable[[Any, Array], TextEmbedding]
-    encode: Callable[[Sequence[str]], np.ndarray]
+    read_texts: Callable[..., TextEmbedding]
     view: Callable[[UInt8[np.ndarray, "H W"]], UInt8[np.ndarray, "S S 1"]]
 
     def embed_images(self, view_NxSxSx1: UInt8[np.ndarray, "N S S 1"]) -> ImageEmbedding:
         """Image tower on evaluation views; one view per image, so V is 1."""
         return self.image_tower(self.variables, jnp.asarray(view_NxSxSx1)[:, None])
 
-    def embed_texts(self, texts: Sequence[str]) -> TextEmbedding:
-        """Text tower on texts, each read as every section that the method knows."""
-        return self.text_head(self.variables, jnp.asarray(self.encode(texts)))
+    def embed_texts(self, texts: Sequence[str], vectors: Mapping[str, np.ndarray] | None = None) -> TextEmbedding:
+        """Text tower on texts, each read as every section that the method knows. Args: vectors: of a frozen tower, as
+        far as they are there already."""
+        return self.read_texts(self.variables, texts, vectors=vectors)
 
 
 def open_run(workdir: str | Path, *, step: int | None = None, data_dir: str | Path | None = None) -> Trained:
@@ -75,8 +76,7 @@ def open_run(workdir: str | Path, *, step: int | None = None, data_dir: str | Pa
         variables,
         tower,
         image_tower=jax.jit(lambda variables, image: model.apply(variables, image, method="embed_image")),
-        text_head=jax.jit(functools.partial(embed_text_vectors, model, sections=tuple(config.text.sections))),
-        encode=functools.partial(text_tower.encode_all, text_tower.encode_function(tower)),
+        read_texts=text_reader(model, config, tower),
         view=evaluation_view(config),
     )
 
@@ -93,13 +93,55 @@ def evaluation_view(config: Any):
     return lambda grey_HxW: make({"image": grey_HxW}, np.random.default_rng(0))["image"][0]
 
 
-def embed_text_vectors(
-    model: Any, variables: Any, vector_NxE: Float[Array, "N E"], sections: Sequence[str]
-) -> TextEmbedding:
-    """Projected text embeddings of vectors of the text tower, each taken as every one of the sections."""
-    batch = {}
-    for section in sections:
-        batch |= {f"{section}_embedding": vector_NxE, f"has_{section}": jnp.ones(vector_NxE.shape[0], bool)}
+def text_reader(
+    model: Any, config: Any, tower: text_tower.TextTower, *, places: Any = None
+) -> Callable[..., TextEmbedding]:
+    """`read(variables, texts, *, local=False, vectors=None) -> TextEmbedding`, NumPy: reads texts outside of batches.
+
+    A tower that is trained reads tokens, inside the model. A frozen one gives every text one vector, once, which the
+    model's head takes on; `vectors` are those that are there already. Every text is taken as each of the sections.
+    `local`: with what local scores need.
+
+    Args: places: sharding of the results.
+    """
+    sections, rule = tuple(config.text.sections), config.text.get("split", "simple")
+    units, trained = config.text.get("units", ""), config.text.trained
+
+    def embed(variables, fields, local):
+        read = embed_text_fields(model, variables, fields, sections)
+        return read if local else read.replace(local=None)
+
+    embed = jax.jit(embed, static_argnums=2, **({} if places is None else {"out_shardings": places}))
+
+    def tokens(texts):
+        cleaned = list(texts) if rule == "simple" else [rejoined(text, rule) for text in texts]
+        lengths, most = text_tower.lengths(tower), config.text.get("max_sentences", 0)
+        return encode_units(tower.tokenizer, cleaned, tower.max_length, units, lengths, max_sentences=most)
+
+    def of_tokens(variables, texts, *, local=False, vectors=None):
+        return text_tower.encode_all(lambda some: jax.device_get(embed(variables, tokens(some), local)), texts)
+
+    known: dict[str, np.ndarray] = {}
+    encode = None if trained else text_tower.encode_function(tower)
+
+    def of_vectors(variables, texts, *, local=False, vectors=None):
+        known.update(vectors or {})
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        if new:
+            known.update(zip(new, text_tower.encode_all(encode, new), strict=True))
+        return jax.device_get(embed(variables, {"embedding": np.stack([known[text] for text in texts])}, local))
+
+    return of_tokens if trained else of_vectors
+
+
+def embed_text_fields(model: Any, variables: Any, fields: dict[str, Array], sections: Sequence[str]) -> TextEmbedding:
+    """`embed_text` of texts, each taken as every one of the sections.
+
+    Args: fields: what a batch has of a section: `ids`, `mask` and, with units, `segment` [N, L], or `embedding` [N, E].
+    """
+    count = next(iter(fields.values())).shape[0]
+    batch = {f"{section}_{name}": x for section in sections for name, x in fields.items()}
+    batch |= {f"has_{section}": jnp.ones(count, bool) for section in sections}
     return model.apply(variables, batch, method="embed_text")
 
 

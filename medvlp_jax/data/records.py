@@ -11,7 +11,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +166,11 @@ def prepared_splits(data_dir: str | os.PathLike[str], name: str) -> list[str]:
     """The splits of a prepared data set. Raises: as `prepared_folder`."""
     info = json.loads((prepared_folder(data_dir, name) / "dataset_info.json").read_text(encoding="utf-8"))
     return [split["name"] for split in info["splits"]]
+
+
+def split_order(names: Iterable[str]) -> list[str]:
+    """Names of splits, the usual ones first and in their usual order."""
+    return sorted(names, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -39,6 +39,14 @@ def split_sentences(text: str, rule: str = "simple", *, min_tokens: int | None =
     return split(text, shortest if min_tokens is None else min_tokens)
 
 
+def rejoined(text: str, rule: str) -> str:
+    """The sentences of a text, joined by blanks: what a rule that cleans leaves of it.
+
+    Sentences that are too short for the rule are left out, unless all are. Raises: ValueError as `split_sentences`.
+    """
+    return " ".join(split_sentences(text, rule) or split_sentences(text, rule, min_tokens=1))
+
+
 def _simple(text: str, min_tokens: int) -> list[str]:
     """Splits at . ! ? before white space, at list markers and at blank lines; keeps decimals, titles and initials
     whole.

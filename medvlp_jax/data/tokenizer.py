@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import hashlib
 import itertools
 import json
@@ -20,8 +21,13 @@ from absl import logging
 from numpy.typing import NDArray
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
+from medvlp_jax.data.sentences import split_sentences
+
 PHANTOM = "phantom"
 """Name of the vocabulary that comes with the package, trained on the reports of the cxr_phantom data set."""
+
+UNITS = ("", "words", "sentences")
+"""What `encode_units` tells the pieces of a text apart by; "" for nothing."""
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _PAD_NAMES = ("[PAD]", "<pad>", "<|endoftext|>")
@@ -34,6 +40,8 @@ class Tokenizer:
     Attributes:
       vocab_size, pad_id: ints.
       encoded, truncated: texts encoded and texts cut since the start, in this process.
+      over_length, over_count: of texts by sentences, those left out since the start because the text was too long, and
+        because it had too many of them.
       fingerprint: hex digest of everything that decides how text becomes ids.
     """
 
@@ -48,7 +56,7 @@ class Tokenizer:
         self._backend, self.pad_id = backend, pad_id
         self.vocab_size = backend.get_vocab_size()
         self.fingerprint = hashlib.blake2b(f"{backend.to_str()}{pad_id}".encode(), digest_size=16).hexdigest()
-        self.encoded = self.truncated = 0
+        self.encoded = self.truncated = self.over_length = self.over_count = 0
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -95,6 +103,59 @@ class Tokenizer:
             mask_NxL[i, : len(ids)] = True
         return ids_NxL, mask_NxL
 
+    def encode_sentences(
+        self, sentences: Sequence[str], max_len: int, max_sentences: int = 0
+    ) -> tuple[NDArray[np.int32], NDArray[np.bool_], NDArray[np.int32]]:
+        """Ids int32 [L], mask bool [L] and sentence int32 [L] of every piece, of one text that comes by sentences.
+
+        Sentences become pieces one by one and are joined as `[CLS] s1 s2 ... [SEP]`. Special tokens and padding belong
+        to sentence -1. A sentence that would not fit is left out with all later ones; only a first one that alone is
+        too long is cut. Sentences without pieces do not count. L = max_len.
+
+        Args: max_sentences: most sentences kept; 0: as many as fit.
+        Raises: ValueError when max_len leaves no room.
+        Source: philip-mueller/lovt@f548985, the joining of sentences.
+        """
+        framed = self._backend.encode("a")
+        closing = _closing(framed.special_tokens_mask)
+        opening_ids = framed.ids[: _closing(framed.special_tokens_mask[::-1])]
+        closing_ids = framed.ids[len(framed.ids) - closing :]
+        room = max_len - len(opening_ids) - len(closing_ids)
+        if room < 1:
+            raise ValueError(f"max_len={max_len} leaves no room for text beside the special tokens.")
+        encodings = self._backend.encode_batch(list(sentences), add_special_tokens=False)
+        pieces = [encoding.ids for encoding in encodings if encoding.ids]
+        allowed = pieces[:max_sentences] if max_sentences else pieces
+        kept, cut = [ids[:room] for ids in allowed[:1]], bool(allowed) and len(allowed[0]) > room
+        for ids in allowed[1:]:
+            if sum(map(len, kept)) + len(ids) > room:
+                break
+            kept.append(ids)
+        with self._lock:
+            self.encoded += 1
+            self.truncated += cut or len(kept) < len(pieces)
+            self.over_count += len(pieces) - len(allowed)
+            self.over_length += len(allowed) - len(kept)
+        ids = [*opening_ids, *itertools.chain.from_iterable(kept), *closing_ids]
+        ids_L = np.full(max_len, self.pad_id, np.int32)
+        ids_L[: len(ids)] = ids
+        segment_L = np.full(max_len, -1, np.int32)
+        numbers = np.repeat(np.arange(len(kept)), [len(ids) for ids in kept])
+        segment_L[len(opening_ids) : len(opening_ids) + len(numbers)] = numbers
+        return ids_L, np.arange(max_len) < len(ids), segment_L
+
+    def word_segments(self, ids_NxL: NDArray[np.int32], mask_NxL: NDArray[np.bool_]) -> NDArray[np.int32]:
+        """The word of every piece: [CLS] is 0, words are 1..n, [SEP] is n + 1, padding is -1.
+
+        A piece that starts with ## belongs to the word before it. Source: marshuang80/gloria@416466a and
+        HKU-MedAI/MGCA@680fe4a, the merging of tokens.
+        """
+        return word_segments(self._continues_V[ids_NxL], mask_NxL)
+
+    @functools.cached_property
+    def _continues_V(self) -> NDArray[np.bool_]:
+        return np.asarray([piece.startswith("##") for piece in self.tokens(range(self.vocab_size))], np.bool_)
+
     def length(self, text: str) -> int:
         """Ids of a text, special tokens included, before anything is cut."""
         return len(self._backend.encode(text).ids)
@@ -118,6 +179,46 @@ def _closing(special_tokens_mask: Sequence[int]) -> int:
     while count < len(special_tokens_mask) and special_tokens_mask[-1 - count]:
         count += 1
     return count
+
+
+def word_segments(continues_NxL: NDArray[np.bool_], mask_NxL: NDArray[np.bool_]) -> NDArray[np.int32]:
+    starts_NxL = mask_NxL & ~continues_NxL
+    return (starts_NxL.cumsum(axis=1) * mask_NxL - 1).astype(np.int32)
+
+
+def choose_units(units: str) -> str:
+    """`units`. Raises: ValueError when they are none of `UNITS`."""
+    if units not in UNITS:
+        raise ValueError(f"Unknown units {units!r} of text. Choose one of {', '.join(map(repr, UNITS))}.")
+    return units
+
+
+def encode_units(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    max_len: int,
+    units: str = "",
+    buckets: Sequence[int] | None = None,
+    *,
+    max_sentences: int = 0,
+) -> dict[str, NDArray]:
+    """`ids` int32 and `mask` bool [N, L] of texts; with units `segment` int32 [N, L] too: the unit of every piece.
+
+    Args: units: one of `UNITS`. `words`: see `Tokenizer.word_segments`. `sentences`: see `Tokenizer.encode_sentences`;
+      -1 is [CLS], [SEP] and padding. max_len, buckets: as `Tokenizer.encode`.
+      max_sentences: as `Tokenizer.encode_sentences`.
+    Raises: ValueError for other units.
+    """
+    if choose_units(units) == "sentences":
+        rows = [tokenizer.encode_sentences(split_sentences(text), max_len, max_sentences) for text in texts]
+        ids_NxL, mask_NxL, segment_NxL = (np.stack(parts) for parts in zip(*rows, strict=True))
+        longest = int(mask_NxL.sum(axis=1).max())
+        length = min((size for size in buckets or () if longest <= size <= max_len), default=max_len)
+        fields = {"ids": ids_NxL, "mask": mask_NxL, "segment": segment_NxL}
+        return {name: x_NxL[:, :length] for name, x_NxL in fields.items()}
+    ids_NxL, mask_NxL = tokenizer.encode(texts, max_len, buckets) if buckets else tokenizer.encode(texts, max_len)
+    fields = {"ids": ids_NxL, "mask": mask_NxL}
+    return fields | {"segment": tokenizer.word_segments(ids_NxL, mask_NxL)} if units == "words" else fields
 
 
 def load(text_weights: str | os.PathLike[str], *, lower_case: bool | None = None) -> Tokenizer:

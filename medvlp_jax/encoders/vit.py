@@ -30,6 +30,7 @@ class ViT(nn.Module):
         activation: name as in a transformers config; 'gelu' is the exact form.
         pooler: transformers' tanh pooler of the class token.
         blocks: also return the output of every block.
+        attention: also return the attention of the last block.
         remat: recompute each block in the backward pass.
         dtype: compute dtype; parameters stay float32.
     """
@@ -46,6 +47,7 @@ class ViT(nn.Module):
     dropout: float = 0.0
     pooler: bool = False
     blocks: bool = False
+    attention: bool = False
     remat: bool = False
     dtype: Any = jnp.float32
 
@@ -59,7 +61,8 @@ class ViT(nn.Module):
 
         Returns:
             'patches' [N, h, w, E] and 'cls' [N, E] after the last LayerNorm; 'pooled' [N, E] with `pooler`;
-            'block1' ... [N, 1 + h*w, E] before it, class token first, with `blocks`.
+            'block1' ... [N, 1 + h*w, E] before it, class token first, with `blocks`;
+            'attention' [N, heads, 1 + h*w, 1 + h*w] float32, rows sum to one, with `attention`.
 
         Raises:
             ValueError: an image of another size or number of channels.
@@ -82,7 +85,7 @@ class ViT(nn.Module):
         levels: dict[str, jax.Array] = {}
         block_class = nn.remat(ViTBlock, static_argnums=(2,)) if self.remat else ViTBlock
         for i in range(self.layers):
-            x = block_class(
+            x, attention = block_class(
                 self.heads, self.hidden, self.activation, self.epsilon, self.dropout, self.dtype, name=f"block_{i}"
             )(x, train)
             if self.blocks:
@@ -90,6 +93,8 @@ class ViT(nn.Module):
         x = layer_norm(self.epsilon, self.dtype, "norm")(x)
         levels["cls"] = x[:, 0]
         levels["patches"] = x[:, 1:].reshape(n, grid, grid, self.width)
+        if self.attention:
+            levels["attention"] = attention
         if self.pooler:
             levels["pooled"] = jnp.tanh(nn.Dense(self.width, dtype=self.dtype, name="pooler")(x[:, 0]))
         return levels
@@ -129,7 +134,7 @@ class PatchEmbedding(nn.Module):
 
 
 class ViTBlock(nn.Module):
-    """LayerNorm before attention and before feed-forward, residual around each."""
+    """LayerNorm before attention and before feed-forward, residual around each. Returns x and the attention weights."""
 
     heads: int
     hidden: int
@@ -139,17 +144,17 @@ class ViTBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
         drop = nn.Dropout(self.dropout, deterministic=not train)
         init = nn.initializers.truncated_normal(0.02)
         y = layer_norm(self.epsilon, self.dtype, "attention_norm")(x)
-        y, _ = SelfAttention(self.heads, self.dropout, kernel_init=init, dtype=self.dtype, name="attention")(
+        y, weights = SelfAttention(self.heads, self.dropout, kernel_init=init, dtype=self.dtype, name="attention")(
             y, train=train
         )
         x = x + drop(y)
         y = layer_norm(self.epsilon, self.dtype, "feed_forward_norm")(x)
         y = FeedForward(self.hidden, self.activation, kernel_init=init, dtype=self.dtype, name="feed_forward")(y)
-        return x + drop(y)
+        return x + drop(y), weights
 
 
 def resize_positions(positions: np.ndarray | jax.Array, grid: int) -> jax.Array:

@@ -61,6 +61,8 @@ class Context:
     features(split), terms(split): features of a split; per batch of augmented views the loss terms in evaluation mode
     with the number of real examples. Both give the same values on every process and are computed once.
     embed_texts(texts): per section N×D vectors of any texts. record(split, i): a record, for texts and boxes.
+    local_scores(split, texts): the method's own local score of every image with every text, float32 N×T; None for a
+      method without.
     view_mask(mask_HxW): a mask in the frame of a record's image, taken through the evaluation view: bool S×S.
     split: what is scored. validation_split: where thresholds and strengths are chosen. train_split: for probes.
     baselines: also score raw pixels where that makes sense.
@@ -76,6 +78,7 @@ class Context:
     train_split: str = "train"
     settings: Settings = Settings()
     baselines: bool = False
+    local_scores: Callable[[str, Sequence[str]], NDArray | None] = lambda split, texts: None
 
     def section(self, features: Features) -> str:
         """The section of `settings`. Raises: ValueError listing the sections when it is none of them."""

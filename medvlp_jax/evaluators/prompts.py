@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from medvlp_jax.data.labels import CHEXPERT_LABELS, position
@@ -123,6 +124,12 @@ def load(prompts: str | Path) -> dict[str, Pair]:
             given_texts[side] = tuple(given)
         pairs[label] = Pair(**given_texts)
     return pairs
+
+
+def drawn(pairs: Mapping[str, Pair], count: int, seed: int) -> dict[str, tuple[str, ...]]:
+    """`count` different affirming texts per name, all where there are fewer; the same ones for the same seed."""
+    rng = np.random.default_rng(seed)
+    return {name: tuple(str(text) for text in rng.permutation(pair.positive)[:count]) for name, pair in pairs.items()}
 
 
 def texts(pairs: Mapping[str, Pair]) -> list[str]:

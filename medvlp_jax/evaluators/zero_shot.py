@@ -19,6 +19,7 @@ from medvlp_jax.evaluators.scores import (
     with_mean,
 )
 from medvlp_jax.evaluators.truth import averaged, judged, single_class, truth_of
+from medvlp_jax.heatmap import unit
 
 PROTOCOL = (
     "Score of a finding: sigmoid of cos(image, affirming text) - cos(image, denying text), no logit scale; "
@@ -31,10 +32,17 @@ PROTOCOL = (
     "scored images first (as_published: GLoRIA). Bootstrap over patients. No labels are used for training or "
     "selection."
 )
+OWN_PROMPTS, OWN_SEED = 5, 6
+OWN_PROTOCOL = (
+    f" `own` (GLoRIA): mean of the cosine and the method's local score of an image and a text, greatest over "
+    f"{OWN_PROMPTS} affirming texts per finding, drawn with seed {OWN_SEED}; `own/multiclass_z` standardises each "
+    "class over the scored images before the argmax."
+)
 
 
 def run(context: Context) -> Result:
-    """Scores `zero_shot/{auc,auc_mean_of_logits,f1,mcc}/{mean,<finding>}`, `zero_shot/{multiclass,multiclass_z}/...`.
+    """Scores `zero_shot/{auc,auc_mean_of_logits,f1,mcc}/{mean,<finding>}`, `zero_shot/{multiclass,multiclass_z}/...`;
+    for a method with local scores also `zero_shot/own/{auc,multiclass_z}/...`, its own protocol.
 
     Thresholds need a validation split other than the scored one; scored on validation itself, F1 and MCC are left out.
     """
@@ -55,6 +63,7 @@ def run(context: Context) -> Result:
     if tuned:
         scores += _decisions(context.features(tuned), features, section, names, sides, settings, weight_RxN)
     scores += _multiclass(features, section, sides, weight_RxN)
+    own = _own(context, pairs, features, section, names, weight_RxN)
     protocol = PROTOCOL.format(
         prompts=settings.prompts if settings.prompts in (prompts.PLAIN, prompts.ENSEMBLE) else "a file of the user's",
         count=round(float(np.mean([len(side) for pair in pairs.values() for side in pair])), 1),
@@ -63,7 +72,7 @@ def run(context: Context) -> Result:
         over=", ".join(settings.findings) or "all findings but No Finding",
         validation=tuned or "(none)",
     )
-    return Result(scores, protocol, skipped)
+    return Result(scores + own, protocol + (OWN_PROTOCOL if own else ""), skipped)
 
 
 def _aucs(measure, rule, features, section, names, sides, settings, weight_RxN) -> list[Score]:
@@ -103,24 +112,53 @@ def _decisions(tuning: Features, features: Features, section, names, sides, sett
 
 
 def _multiclass(features: Features, section: str, sides, weight_RxN: NDArray) -> list[Score]:
+    cosine = {name: pair_scores(features.image[section], *pair).positive_N for name, pair in sides.items()}
+    return [
+        *_accuracy("zero_shot/multiclass", "corrected", features, cosine, weight_RxN),
+        *_accuracy("zero_shot/multiclass_z", "as_published", features, cosine, weight_RxN, standardise=True),
+    ]
+
+
+def _accuracy(
+    measure: str,
+    variant: str,
+    features: Features,
+    score: dict[str, NDArray],
+    weight_RxN: NDArray,
+    *,
+    standardise: bool = False,
+) -> list[Score]:
+    """Share of images with one finding or none whose greatest score is that of their class."""
     class_N = single_class(features.fields["labels"])
-    classes = [c for c in np.unique(class_N) if c >= 0 and CHEXPERT_LABELS[c] in sides]
+    classes = [c for c in np.unique(class_N) if c >= 0 and CHEXPERT_LABELS[c] in score]
     rows_N = np.isin(class_N, classes)
     if len(classes) < 2:
         return []
-    cosine_nxC = np.stack(
-        [pair_scores(features.image[section], *sides[CHEXPERT_LABELS[c]]).positive_N[rows_N] for c in classes], axis=1
-    )
-    deviation_C = np.maximum(cosine_nxC.std(axis=0), 1e-12)
-    forms = {
-        ("multiclass", "corrected"): cosine_nxC,
-        ("multiclass_z", "as_published"): (cosine_nxC - cosine_nxC.mean(axis=0)) / deviation_C,
-    }
-    scores = []
-    for (kind, variant), value_nxC in forms.items():
-        predicted_n = np.asarray(classes)[value_nxC.argmax(axis=1)]
-        right_n = (predicted_n == class_N[rows_N]).astype(np.float64)
-        interval = mean_interval(right_n, weight_RxN[:, rows_N])
-        name = f"zero_shot/{kind}/accuracy"
-        scores.append(Score(name, float(right_n.mean()), len(right_n), interval, 1 / len(classes), variant=variant))
-    return scores
+    score_nxC = np.stack([score[CHEXPERT_LABELS[c]][rows_N] for c in classes], axis=1)
+    if standardise:
+        score_nxC = (score_nxC - score_nxC.mean(axis=0)) / np.maximum(score_nxC.std(axis=0), 1e-12)
+    right_n = (np.asarray(classes)[score_nxC.argmax(axis=1)] == class_N[rows_N]).astype(np.float64)
+    interval = mean_interval(right_n, weight_RxN[:, rows_N])
+    chance = 1 / len(classes)
+    return [Score(f"{measure}/accuracy", float(right_n.mean()), len(right_n), interval, chance, variant=variant)]
+
+
+def _own(context: Context, pairs, features: Features, section: str, names, weight_RxN: NDArray) -> list[Score]:
+    """GLoRIA's classification: global and local score together. Source: marshuang80/gloria@416466a."""
+    drawn = prompts.drawn(pairs, OWN_PROMPTS, OWN_SEED)
+    texts = list(dict.fromkeys(text for some in drawn.values() for text in some))
+    local_NxT = context.local_scores(context.split, texts)
+    if local_NxT is None:
+        return []
+    text_TxD = unit(np.asarray(context.embed_texts(texts)[section]), np.float64)
+    score_NxT = (unit(features.image[section], np.float64) @ text_TxD.T + local_NxT) / 2
+    columns = {name: [texts.index(text) for text in some] for name, some in drawn.items()}
+    score = {name: score_NxT[:, own].max(axis=1) for name, own in columns.items()}
+    settings, found = context.settings, {}
+    for name in names:
+        keep_N, truth_N = truth_of(features.fields["labels"], name, settings.uncertain)
+        found[name] = measured_auc(truth_N[keep_N], score[name][keep_N], weight_RxN[:, keep_N])
+    return [
+        *with_mean("zero_shot/own/auc", found, averaged(names, settings.findings), chance=0.5),
+        *_accuracy("zero_shot/own/multiclass_z", "as_published", features, score, weight_RxN, standardise=True),
+    ]

@@ -15,8 +15,9 @@ from medvlp_jax import methods, text_tower
 from medvlp_jax.data import preprocess
 from medvlp_jax.data.records import RecordSource
 from medvlp_jax.data.sections import study_texts
+from medvlp_jax.data.sentences import rejoined
 from medvlp_jax.methods.embeddings import default_section
-from medvlp_jax.trained import Trained, embed_text_vectors
+from medvlp_jax.trained import Trained, embed_text_fields, text_reader
 
 LIMIT = 1e-4  # largest difference, relative to the largest value of the output
 TIE = 1e-5  # cosines closer than this may change places
@@ -49,9 +50,11 @@ def check(trained: Trained, folder: Path, say: Callable[[str], None] = print) ->
     model = loader(folder).load(folder)
     pixels = torch.from_numpy(view_NxSxSx1).permute(0, 3, 1, 2)
     theirs = {name: tensor.numpy() for name, tensor in model.embed_image(pixels).items()}
-    theirs["regions"] = model.image_regions(pixels).numpy()
+    if "regions" in ours:
+        theirs["regions"] = model.image_regions(pixels).numpy()
     vectors = model.encode_text(texts)
-    theirs |= {"text vectors": vectors.numpy(), "text": model.embed_text(vectors).numpy()}
+    theirs |= {"text": model.embed_text(vectors).numpy()}
+    theirs |= {"text vectors": vectors.numpy()} if "text vectors" in ours else {}
     good = _compare("torch", ours, theirs, say)
     for name in trained.config.text.sections:
         good &= _same_order(name, ours, theirs, say)
@@ -84,29 +87,40 @@ def inputs(trained: Trained) -> tuple[UInt8[np.ndarray, "N S S 1"], list[str], s
     rule = trained.config.text
     rows = [study_texts(record, "mask", tuple(rule.report)) for record in records]
     found = dict.fromkeys(row[section] for row in rows for section in rule.sections)
-    texts = [text for text in found if text] or list(SENTENCES)
+    texts = [rejoined(text, rule.split) if rule.get("split", "simple") != "simple" else text for text in found if text]
+    texts = [text for text in texts if text] or list(SENTENCES)
     return views, texts[:IMAGES], f"{config.data.name}/{config.data.test_split}"
 
 
 def reference(trained: Trained, view_NxSxSx1: UInt8[np.ndarray, "N S S 1"], texts: list[str]) -> dict[str, np.ndarray]:
     """Every output as JAX computes it in float32."""
     model, embed = trained.model, trained.image_tower
-    if str(trained.config.model.dtype) != "float32":
+    if {str(trained.config.model.dtype), str(trained.config.text.dtype)} != {"float32"}:
         config = trained.config.copy_and_resolve_references()
         with config.unlocked():
-            config.model.dtype = "float32"
+            config.model.dtype = config.text.dtype = "float32"
         model = methods.get(config.method).build(config, trained.tower.config)
         embed = jax.jit(lambda variables, image: model.apply(variables, image, method="embed_image"))
     with jax.default_matmul_precision("highest"):
         image = jax.device_get(embed(trained.variables, jnp.asarray(view_NxSxSx1)[:, None]))
-        encode = text_tower.encode_function(trained.tower._replace(dtype=jnp.dtype("float32")))
-        vectors = encode(texts)
-        sections = tuple(trained.config.text.sections)
-        text = jax.device_get(embed_text_vectors(model, trained.variables, jnp.asarray(vectors), sections))
-    outputs = {name: value[:, 0] for name, value in image.aligned.items()}
+        outputs = _texts(trained, model, texts, default_section(image.regions, image.aligned))
+    outputs |= {name: value[:, 0] for name, value in image.aligned.items()}
     section = default_section(image.regions, image.aligned)
-    outputs |= {"pooled": image.pooled_BxVxC[:, 0], "regions": image.regions[section][:, 0]}
-    return outputs | {"text vectors": vectors, "text": text.aligned[section]}
+    outputs |= {"pooled": image.pooled_BxVxC[:, 0]}
+    outputs |= {"regions": image.regions[section][:, 0]} if section in image.regions else {}
+    return outputs
+
+
+def _texts(trained: Trained, model: Any, texts: list[str], section: str) -> dict[str, np.ndarray]:
+    """Texts in the space of a section, and the vectors of the text tower where a head takes them on."""
+    tower = trained.tower._replace(dtype=jnp.dtype("float32"))
+    if trained.config.text.get("units", ""):
+        read = text_reader(model, trained.config, tower)
+        return {"text": read(trained.variables, texts).aligned[section]}
+    vectors = text_tower.encode_function(tower)(texts)
+    fields = {"embedding": jnp.asarray(vectors)}
+    read = embed_text_fields(model, trained.variables, fields, tuple(trained.config.text.sections))
+    return {"text vectors": vectors, "text": jax.device_get(read.aligned[section])}
 
 
 def loader(folder: Path) -> ModuleType:

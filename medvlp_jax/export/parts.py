@@ -91,6 +91,8 @@ def describe(trained: Trained) -> dict[str, Any]:
     """The content of `model.json`."""
     config = trained.config
     image = {"size": config.image.size, "mean": list(config.image.mean), "std": list(config.image.std)}
+    image |= {"upsample": config.model.upsample} if "upsample" in config.model else {}
+    text = {"pooling": trained.tower.pooling, "max_length": trained.tower.max_length}
     return {
         "format": 1,
         "method": config.method,
@@ -98,14 +100,14 @@ def describe(trained: Trained) -> dict[str, Any]:
         "sections": list(config.text.sections),
         "image": image,
         "trunk": describe_trunk(trunk_of(trained.model, trained.variables)),
+        "text": text,
         **known(config.method).describe(trained),
-        "text": {"pooling": trained.tower.pooling, "max_length": trained.tower.max_length},
     }
 
 
 class Exportable(NamedTuple):
     """kind: the class in `modeling.py`, and the name table of the heads. describe: what `model.json` holds beside
-    trunk, image and text."""
+    trunk and image, and instead of text where that says more."""
 
     kind: str
     describe: Callable[[Trained], dict[str, Any]]
@@ -153,9 +155,58 @@ def _imitate(trained: Trained) -> dict[str, Any]:
     }
 
 
+def _local_towers(trained: Trained) -> dict[str, Any]:
+    """Every head with its sizes, read from its parameters; what is summed and divided on the text side."""
+    config, params = trained.config, trained.variables["params"]
+    heads = {}
+    for name in sorted(name for name in params if name.endswith("_head")):
+        head = params[name]
+        first = head.get("linear1", head["linear2"])["kernel"]
+        heads[name.removesuffix("_head")] = {
+            "inputs": first.shape[0],
+            "hidden": first.shape[1] if "linear1" in head else 0,
+            "norm": "norm1" in head,
+            "bias": "bias" in head["linear2"],
+        }
+    text = {"pooling": trained.tower.pooling, "max_length": trained.tower.max_length}
+    text |= {"layers": config.model.get("last_layers", 1), "split": config.text.split}
+    if config.model.local.get("text_mean") == "padded":
+        text["mean_over"] = config.text.max_length
+    features = params["image_head"]["linear2"]["kernel"].shape[1]
+    return {
+        "heads": {"features": features, "image_width": heads["image"]["inputs"], "parts": heads},
+        "local_level": config.model.local.level,
+        "maps": "region" if config.method == "gloria" else "image" if "vit" not in config.model.trunk else "",
+        "prototypes": list(params["prototypes"].shape) if "prototypes" in params else [],
+        "text": text,
+    }
+
+
+def _lovt(trained: Trained) -> dict[str, Any]:
+    model, text = trained.config.model, trained.config.text
+    return {
+        "heads": {
+            "features": model.features,
+            "image_width": _embedding_shapes(trained).pooled_BxVxC.shape[-1],
+            "image_hidden": model.head.image_hidden,
+            "text_width": trained.tower.width,
+            "text_hidden": model.head.text_hidden,
+        },
+        "pool": {"heads": model.pool.heads, "mean_over_padding": model.pool.mean_over_padding},
+        "text": {
+            "pooling": text.pooling,
+            "max_length": trained.tower.max_length,
+            "units": text.units,
+            "max_sentences": text.max_sentences,
+        },
+    }
+
+
 EXPORTABLE: dict[str, Exportable] = {
     "imitate": Exportable("imitate", _imitate),
     **dict.fromkeys(("clip", "convirt", "m_flag", "siglip"), Exportable("two_towers", _two_towers)),
+    **dict.fromkeys(("gloria", "mgca"), Exportable("local_towers", _local_towers)),
+    "lovt": Exportable("lovt", _lovt),
 }
 
 

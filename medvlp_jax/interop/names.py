@@ -140,6 +140,21 @@ TWO_TOWERS_HEADS = [
     Row("params/logits/(log_scale|bias)", "logits.{0}"),
 ]
 
+LOCAL_TOWERS_HEADS = [
+    *_dense(r"(image|text|region|word|sentence)_head/linear(\d)", "{0}_head.linear{1}"),
+    *_batch_norm(r"(image|text|region|word|sentence)_head/norm(\d)", "{0}_head.norm{1}"),
+    Row("params/prototypes", "prototypes"),
+]
+
+LOVT_HEADS = [
+    *_dense(r"(image|text|region|sentence)_head/linear(\d)", "{0}_head.linear{1}"),
+    *_batch_norm(r"(image|text|region|sentence)_head/norm1", "{0}_head.norm1"),
+    *_head_projection("(image|text)_pool/(query|key|value)", "{0}_pool.{1}"),
+    *_head_output("(image|text)_pool/out", "{0}_pool.out"),
+    *_dense("cross_attention/(key|value|out)", "cross_attention.{0}"),
+    *_batch_norm("cross_attention/norm", "cross_attention.norm"),
+]
+
 TABLES: dict[str, list[Row]] = {
     "resnet": RESNET,
     "bert": BERT,
@@ -148,6 +163,8 @@ TABLES: dict[str, list[Row]] = {
     "vit_timm": VIT_TIMM,
     "imitate_heads": IMITATE_HEADS,
     "two_towers_heads": TWO_TOWERS_HEADS,
+    "local_towers_heads": LOCAL_TOWERS_HEADS,
+    "lovt_heads": LOVT_HEADS,
 }
 
 

@@ -1,10 +1,8 @@
 """From word pieces to units of text: words (GLoRIA, MGCA) and sentences (LoVT), by segment ids of static shape.
 
-A segment id says to which unit a piece belongs, -1 to none. Ids and masks are made with methods of arrays alone, so
-these functions take NumPy arrays on the host and traced arrays inside a step alike.
+A segment id says to which unit a piece belongs, -1 to none; `data.tokenizer` makes them. Words: [CLS] is 0, words are
+1..n, [SEP] is n + 1.
 """
-
-from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,33 +12,13 @@ from jaxtyping import Array, Bool, Float, Int
 REDUCTIONS = ("sum", "mean", "max")
 
 
-def piece_tables(pieces: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Which pieces of a vocabulary continue a word (`##`), and which start with a bracket (`[CLS]`, `[UNK]`).
+def drop_unclosed(segment_BxL: Int[Array, "B L"]) -> Int[Array, "B L"]:
+    """Segments of words without the [SEP] and the last word of a text that fills all L positions.
 
-    Args: pieces: in the order of their ids, e.g. `tokenizer.tokens(range(tokenizer.vocab_size))`.
-    Returns: two bool arrays, to be indexed with ids.
+    Source: HKU-MedAI/MGCA@680fe4a, whose loop over pieces ends one position early.
     """
-    return tuple(np.asarray([piece.startswith(mark) for piece in pieces], bool) for mark in ("##", "["))
-
-
-def word_segments(
-    continues_BxL: Bool[Array, "B L"], mask_BxL: Bool[Array, "B L"], *, drop_unclosed: bool = False
-) -> Int[Array, "B L"]:
-    """The word of every piece, int32: [CLS] is 0, words are 1..n, [SEP] is n + 1, padding is -1.
-
-    Args:
-      continues_BxL: pieces that belong to the word before them: the first table of `piece_tables` at the ids.
-      mask_BxL: real pieces, [CLS] first and [SEP] last.
-      drop_unclosed: a text that fills all L positions loses its [SEP] and its last word, as in MGCA's released loop,
-        which ends one position early.
-
-    Source: marshuang80/gloria@416466a and HKU-MedAI/MGCA@680fe4a, the merging of tokens.
-    """
-    segment_BxL = (mask_BxL & ~continues_BxL).cumsum(axis=1) * mask_BxL - 1
-    if drop_unclosed:
-        kept_BxL = ~mask_BxL[:, -1:] | (segment_BxL < segment_BxL[:, -1:] - 1)
-        segment_BxL = (segment_BxL + 1) * kept_BxL - 1
-    return segment_BxL.astype(np.int32)
+    last_Bx1 = segment_BxL[:, -1:]
+    return jnp.where((last_Bx1 < 0) | (segment_BxL < last_Bx1 - 1), segment_BxL, -1)
 
 
 def unit_mask(segment_BxL: Int[Array, "B L"], units: int, *, skip: tuple[int, int] = (0, 0)) -> Bool[Array, "B U"]:
@@ -50,21 +28,6 @@ def unit_mask(segment_BxL: Int[Array, "B L"], units: int, *, skip: tuple[int, in
     """
     index_U = np.arange(units)
     return (index_U >= skip[0]) & (index_U <= segment_BxL.max(axis=1)[:, None] - skip[1])
-
-
-def released_word_mask(
-    segment_BxL: Int[Array, "B L"], bracketed_BxL: Bool[Array, "B L"], units: int
-) -> Bool[Array, "B U"]:
-    """The words that GLoRIA's training compares: as many, from [CLS] on, as there are words without a bracket, and one.
-
-    So [CLS] takes part and [SEP] does not, and every [UNK] in a text costs it one word at its end.
-
-    Args: bracketed_BxL: pieces that start with a bracket: the second table of `piece_tables` at the ids.
-    Source: marshuang80/gloria@416466a, the caption lengths of the local loss.
-    """
-    last_Bx1 = segment_BxL.max(axis=1)[:, None]
-    unknown_Bx1 = (bracketed_BxL & (segment_BxL > 0) & (segment_BxL < last_Bx1)).sum(axis=1)[:, None]
-    return np.arange(units) < last_Bx1 - unknown_Bx1
 
 
 def segment_reduce(

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from medvlp_jax.encoders.bert import Bert, at_shortest_length, pool
 from medvlp_jax.encoders.resnet import ResNet
+from medvlp_jax.encoders.vit import ViT, vit
 
 
 def batch_norm(model: Any) -> dict[str, Any]:
@@ -15,15 +17,22 @@ def batch_norm(model: Any) -> dict[str, Any]:
     return {"stats_scope": model.bn.scope, "group_size": model.bn.group_size, "momentum": model.bn.momentum}
 
 
-def trunk(model: Any, views: int) -> ResNet:
-    """The image trunk of `config.model`, unbound."""
+def trunk(model: Any, views: int) -> ResNet | ViT:
+    """The image trunk of `config.model`, unbound: a ResNet, or the ViT that `model.trunk.vit` names ("B/16")."""
     fields = {name: value for name, value in model.trunk.items() if name != "weights"}
+    if "vit" in fields:
+        return vit(fields.pop("vit"), **fields, dtype=jnp.dtype(model.dtype))
     norm = {f"bn_{name.removeprefix('stats_')}": value for name, value in batch_norm(model).items()}
     return ResNet(**fields, **norm, bn_views=views, dtype=jnp.dtype(model.dtype))
 
 
-def pixels(image_BxVxHxWx1: Array, image: Any, dtype: Any) -> Float[Array, "N H W C"]:
-    """Views uint8 as a trunk takes them, example-major. Args: image: `config.image`; dtype: compute type."""
+def pixels(image_BxVxHxWx1: Array, image: Any, dtype: Any, *, side: int = 0) -> Float[Array, "N H W C"]:
+    """Views uint8 as a trunk takes them, example-major.
+
+    Args: image: `config.image`; dtype: compute type; side: what views are enlarged to (`enlarge`), 0: not.
+    """
+    if side:
+        image_BxVxHxWx1 = enlarge(image_BxVxHxWx1, side)
     pixel_BxVxHxWxC = normalize(image_BxVxHxWx1, image.mean, image.std)
     return pixel_BxVxHxWxC.reshape(-1, *pixel_BxVxHxWxC.shape[2:]).astype(dtype)
 
@@ -32,6 +41,19 @@ def normalize(image: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> 
     """uint8 grey [..., 1] -> float32 [..., C], `(x / 255 - mean) / std`, one output channel per statistic."""
     scaled = image.astype(jnp.float32) / 255.0
     return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+
+
+def enlarge(image: Array, side: int) -> Float[Array, "... S S C"]:
+    """Images [..., H, W, C] at another size, float32: bilinear, corners on corners (torch `align_corners`)."""
+    rows, columns = (aligned_corners(length, side) for length in image.shape[-3:-1])
+    taller = jnp.einsum("sh,...hwc->...swc", rows, image.astype(jnp.float32))
+    return jnp.einsum("tw,...swc->...stc", columns, taller)
+
+
+def aligned_corners(length: int, side: int) -> Float[np.ndarray, "S L"]:
+    """The matrix of `enlarge` along one axis: two neighbours each, rows sum to one."""
+    place_S = np.linspace(0, length - 1, side)
+    return np.maximum(0, 1 - np.abs(place_S[:, None] - np.arange(length))).astype(np.float32)
 
 
 def regions(head: Callable[..., Array], levels: dict[str, Array], shape: tuple[int, int]) -> Float[Array, "B V h w D"]:
@@ -47,12 +69,25 @@ def text_vectors(tower: Bert, ids_BxL: Array, mask_BxL: Array, pooling: str) -> 
 
     Texts are cut to the shortest length that holds the batch; see `encoders.bert.at_shortest_length`.
     """
+
+    def read(output, mask_BxL):
+        return pool(output.last, mask_BxL, pooling).astype(jnp.float32)
+
+    return of_tokens(tower, read, ids_BxL, mask_BxL)
+
+
+def of_tokens(tower: Bert, read: Callable[..., Any], ids_BxL: Array, mask_BxL: Array, *more_BxL: Array) -> Any:
+    """`read(output, mask, *more)` of a trained tower bound to its parameters, where `output` is a `BertOutput`.
+
+    All are cut to the shortest length that holds the batch; what `read` gives, must not depend on it.
+    """
     if tower.is_initializing():
-        return pool(tower(ids_BxL, mask_BxL).last, mask_BxL, pooling).astype(jnp.float32)
+        return read(tower(ids_BxL, mask_BxL), mask_BxL, *more_BxL)
     # Branches of different lengths must not touch the bound module: its parameters go in as arrays.
     variables, pure = tower.variables, tower.clone(parent=None, name=None)
 
-    def encode(ids_BxL, mask_BxL):
-        return pool(pure.apply(variables, ids_BxL, mask_BxL).last, mask_BxL, pooling).astype(jnp.float32)
+    def encode(ids_Bxl, mask_Bxl):
+        length = ids_Bxl.shape[1]
+        return read(pure.apply(variables, ids_Bxl, mask_Bxl), mask_Bxl, *(x[:, :length] for x in more_BxL))
 
     return at_shortest_length(encode, ids_BxL, mask_BxL)

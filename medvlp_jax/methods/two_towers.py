@@ -111,14 +111,20 @@ def build(config: Any, bert: BertConfig | None = None, *, latent: bool = False) 
     Args: bert: shape of the text tower, BERT-base when it is trained and none is given.
     Raises: ValueError when `text.sections` does not name one unit.
     """
+    one_section(config)
+    bert = (bert or BertConfig()) if config.text.trained else None
+    return TwoTowers(config.model, config.image, config.text, bert, latent)
+
+
+def one_section(config: Any) -> str:
+    """The text that images are aligned with. Raises: ValueError when `text.sections` does not name one unit."""
     sections = tuple(config.text.sections)
     if len(sections) != 1:
         raise ValueError(
             f"text.sections={sections}: {config.method} aligns images with one text. Name one of findings, impression, "
             "report, such as --config.text.sections=\"('report',)\"."
         )
-    bert = (bert or BertConfig()) if config.text.trained else None
-    return TwoTowers(config.model, config.image, config.text, bert, latent)
+    return sections[0]
 
 
 def pair_terms(
@@ -141,8 +147,6 @@ def pair_terms(
     Raises: ValueError for an unknown `duplicates` rule, and as `groups.grouped`.
     """
     (section,), cfg, sweep = config.text.sections, config.loss, sweep or Sweep()
-    if cfg.duplicates not in DUPLICATES:
-        raise ValueError(f"loss.duplicates={cfg.duplicates!r} is unknown. Choose one of {', '.join(DUPLICATES)}.")
 
     def terms(e: Embeddings, used: dict[str, Array]) -> dict[str, Array]:
         valid_B = used[f"has_{section}"]
@@ -150,9 +154,11 @@ def pair_terms(
         if temperature is None:
             logits = {"temperature": 1.0 / jnp.mean(e.scale_B), "bias": jnp.mean(e.bias_B)}
         rule = {"kind": kind, "directions": directions, "sweep": sweep, **logits}
-        targets = _targets(used[f"{section}_hash"], cfg.duplicates)
-        if kind == "softmax" and cfg.duplicates == "positive":
-            targets = normalized(targets, valid_N=valid_B, valid_M=valid_B, sweep=sweep)
+        hash_B = used[f"{section}_hash"]
+        if kind == "softmax":
+            targets = normalized_targets(hash_B, cfg.duplicates, valid_B, sweep)
+        else:
+            targets = pair_targets(hash_B, cfg.duplicates)
         views = range(e.image_BxVxD.shape[1])
         values = [contrastive(e.image_BxVxD[:, v], e.text_BxD, targets=targets, valid_N=valid_B, **rule) for v in views]
         return {"pairs": sum(values) / len(values)}
@@ -160,8 +166,19 @@ def pair_terms(
     return grouped(terms, embeddings, taking_part(batch, (section,)), cfg.group_size, sweep)
 
 
-def _targets(hash_B: Array, rule: str) -> Targets:
-    """Row i belongs to column i; what columns with the same hash are to it, `rule` says."""
+def normalized_targets(hash_B: Array, rule: str, valid_B: Array, sweep: Sweep) -> Targets:
+    """`pair_targets` for cross entropies: several positives share a weight of one. Args: valid_B: who takes part."""
+    targets = pair_targets(hash_B, rule)
+    return normalized(targets, valid_N=valid_B, valid_M=valid_B, sweep=sweep) if rule == "positive" else targets
+
+
+def pair_targets(hash_B: Array, rule: str) -> Targets:
+    """Row i belongs to column i; what columns with the same hash are to it, `rule` (`loss.duplicates`) says.
+
+    Raises: ValueError for another rule than `DUPLICATES`.
+    """
+    if rule not in DUPLICATES:
+        raise ValueError(f"loss.duplicates={rule!r} is unknown. Choose one of {', '.join(DUPLICATES)}.")
     if rule == "positive":
         return same_id(hash_B)
     targets = identity(hash_B.shape[0])

@@ -93,11 +93,8 @@ def _texts(run: Trained, source: RecordSource, records: Sequence[dict[str, Any]]
     texts = sorted({row[section] for row in rows for section in sections})
     folder = build.text_cache_folder(run.config, run.tower, source)
     cache = TextCache.open(folder, run.tower.key) if (folder / "complete").exists() else ()
-    if all(text in cache for text in texts):  # it may have been made for other splits
-        frozen = np.stack([cache.lookup(text) for text in texts])
-    else:
-        frozen = run.encode(texts)
-    aligned = run.text_head(run.variables, frozen).aligned
+    vectors = {text: cache.lookup(text) for text in texts if text in cache}  # it may have been made for other splits
+    aligned = run.embed_texts(texts, vectors).aligned
     place = {text: i for i, text in enumerate(texts)}
     found = {}
     for section in sections:

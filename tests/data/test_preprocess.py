@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from medvlp_jax.data import preprocess
+from medvlp_jax.data import preprocess, tokenizer
 from medvlp_jax.data.preprocess import Op, build, parse
 
 
@@ -230,6 +230,28 @@ def test_the_report_is_a_text_of_its_own():
         build("sentence('reprot')")
 
 
+def test_words_of_pieces_reach_the_batch():
+    string = "decode|center(16)|sections('mask')|tokenize(8, 'impression', units='words')"
+    example = build(string, tokenizer=tokenizer.load("phantom"))(record(), rng())
+    assert example["impression_segment"].dtype == np.int32
+    assert example["impression_segment"].shape == example["impression_ids"].shape == (8,)
+    assert example["impression_segment"][0] == 0
+    with pytest.raises(ValueError, match="Unknown units 'phrases'"):
+        build("tokenize(8, units='phrases')", tokenizer=Words())
+
+
+def test_a_rule_of_sentences_cleans_whole_texts():
+    run = build("sections('mask')|sentences('findings', 'impression', rule='gloria')|keep()")
+    text = "1. Heart: LARGE.\nStable. No \u00e9ffusion"
+    example = run(record(findings=text, impression="..."), rng())
+    assert (example["has_findings"], example["has_impression"]) == (True, False)
+    kept = build("sections('mask')|sentences('findings', rule='gloria')|keep('findings')")
+    assert kept(record(findings=text), rng())["findings"] == "heart large no ffusion"
+    assert kept(record(findings="Stable."), rng())["findings"] == "stable"  # too short for the rule, but all there is
+    with pytest.raises(ValueError, match="Unknown sentence rule 'long'"):
+        build("sentences('findings', rule='long')")
+
+
 def test_a_sentence_is_drawn_anew():
     run = build("sections('mask', report=('findings', 'impression'))|sentence('report')|keep('report', 'has_report')")
     several = record(findings="Heart is normal. Lungs are clear.", impression="No effusion.")
@@ -238,6 +260,26 @@ def test_a_sentence_is_drawn_anew():
     assert min(drawn.count(text) for text in set(drawn)) > 8
     empty = run(record(findings=" "), rng())
     assert (empty["report"], empty["has_report"]) == ("", False)
+
+
+def test_swapped_sentences_are_the_same_text():
+    texts = "sections('mask', report=('findings', 'impression'))"
+    run = build(f"{texts}|swap_sentences('report')|keep('report', 'report_hash', 'has_report')")
+    several = record(findings="Heart is normal. Lungs are clear. See p.m. film.", impression="1. No effusion.")
+    found = [run(several, np.random.default_rng(seed)) for seed in range(300)]
+    sentences = ["Heart is normal.", "Lungs are clear.", "See p.m. film.", "No effusion."]
+    orders = [preprocess.split_sentences(example["report"]) for example in found]
+    assert all(sorted(order) == sorted(sentences) for order in orders)
+    # No swap with probability 0.4; a swap takes the same place twice with probability 1/4.
+    left_alone = sum(order == sentences for order in orders) / 300
+    assert 0.38 < left_alone < 0.58
+    assert len({tuple(order) for order in orders}) > 8
+    # Swapping makes no other report of it.
+    plain = build(f"{texts}|keep('report_hash')")(several, rng())
+    assert {int(example["report_hash"]) for example in found} == {int(plain["report_hash"])}
+    assert run(record(findings=""), rng())["report"] == ""
+    with pytest.raises(ValueError, match="p=0 must be a probability above 0"):
+        build("swap_sentences('report', p=0)")
 
 
 def test_equal_text_has_equal_hash():

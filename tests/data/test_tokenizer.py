@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medvlp_jax.data import tokenizer
-from medvlp_jax.data.tokenizer import load, train_wordpiece
+from medvlp_jax.data.tokenizer import encode_units, load, train_wordpiece
 
 TEXT = "No pleural effusion or pneumothorax. The heart is normal in size."
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "lungs", "are", "clear", "Lungs", "lung", "##s", "."]
@@ -82,6 +82,47 @@ def test_longer_text_is_cut_counted_and_stays_closed():
     assert (tok.truncated, tok.encoded) == (1, 3)
     with pytest.raises(ValueError, match="max_len=1 leaves no room"):
         tok.encode([TEXT], 1)
+
+
+def test_sentences_are_joined_and_keep_their_number():
+    tok = load("phantom")
+    sentences = ["The heart is large.", "", "Clear lungs.", "No effusion."]
+    ids, mask, segment = tok.encode_sentences(sentences, 24)
+    whole, whole_mask = tok.encode([" ".join(sentences)], 24)
+    np.testing.assert_array_equal(ids, whole[0])  # WordPiece splits at blanks first
+    np.testing.assert_array_equal(mask, whole_mask[0])
+    assert (ids.dtype, mask.dtype, segment.dtype) == (np.int32, np.bool_, np.int32)
+    for number, sentence in enumerate((sentences[0], *sentences[2:])):
+        alone, alone_mask = tok.encode([sentence], 24)
+        np.testing.assert_array_equal(ids[segment == number], alone[0][alone_mask[0]][1:-1])
+    assert segment[0] == segment[mask.sum() - 1] == -1
+    assert (segment[~mask] == -1).all()
+    assert (tok.truncated, tok.over_length, tok.over_count) == (0, 0, 0)
+
+
+def test_sentences_that_do_not_fit_are_left_out_and_counted():
+    tok = load("phantom")
+    four, eight = "a b c d", "a b c d e f g h"
+    cases = [
+        ([four, four, "a"], 10, 0, [4, 4], (1, 1, 0)),  # exactly full; the third is left out
+        ([four, eight, "a"], 10, 0, [4], (1, 2, 0)),  # the last would fit, but goes with the one before it
+        ([eight, "a"], 6, 0, [4], (1, 1, 0)),  # a first sentence alone is cut
+        ([eight], 6, 0, [4], (1, 0, 0)),
+        ([four, "a", "b"], 12, 2, [4, 1], (1, 0, 1)),
+        ([four, eight, "b"], 12, 2, [4], (1, 1, 1)),
+        ([], 12, 2, [], (0, 0, 0)),
+        (["", " "], 12, 2, [], (0, 0, 0)),
+    ]
+    for sentences, max_len, most, lengths, counts in cases:
+        before = tok.encoded, tok.truncated, tok.over_length, tok.over_count
+        ids, mask, segment = tok.encode_sentences(sentences, max_len, most)
+        after = tok.encoded, tok.truncated, tok.over_length, tok.over_count
+        assert [int((segment == i).sum()) for i in range(segment.max() + 1)] == lengths, sentences
+        assert tuple(b - a for a, b in zip(before, after, strict=True)) == (1, *counts), sentences
+        assert mask.sum() == sum(lengths) + 2
+        assert tok.tokens(ids[mask])[-1] == "[SEP]"
+    with pytest.raises(ValueError, match="max_len=2 leaves no room"):
+        tok.encode_sentences(["a"], 2)
 
 
 def test_one_text_or_many_give_the_same_ids(phantom):
@@ -164,3 +205,46 @@ def test_training_repeats_and_covers_the_alphabet():
 def test_learned_pieces_come_from_frequent_neighbours():
     joined = list(tokenizer._joined_pieces({"aab": 5, "ab": 3, "b": 9, "xyz": 1}))
     assert joined == ["aa", "aab", "ab"]  # ties: the pair that sorts last; what occurs once stays apart
+
+
+# ---- units ------------------------------------------------------------------------------
+
+
+def merged(text, values):
+    """Words as the released code builds them, piece after piece: names and sums."""
+    names, sums, bank = [], [], []
+    for piece, value in zip(text, values, strict=False):
+        if bank and not piece.startswith("##"):
+            sums.append(sum(bank))
+            bank = []
+        if not bank:
+            names.append(piece)
+        bank.append(value)
+    return names, [*sums, sum(bank)] if bank else sums
+
+
+def test_words_are_those_of_the_released_loop(phantom):
+    texts = ["Xylophone qwertz effusion.", "clear", "", TEXT * 3]
+    fields = encode_units(phantom, texts, 16, "words")
+    assert {name: (x.dtype, x.shape) for name, x in fields.items()} == {
+        "ids": (np.int32, (4, 16)),
+        "mask": (np.bool_, (4, 16)),
+        "segment": (np.int32, (4, 16)),
+    }
+    values = np.arange(16) ** 2
+    for ids, mask, segment in zip(*fields.values(), strict=True):
+        pieces = [piece for piece, real in zip(phantom.tokens(ids), mask, strict=True) if real]
+        names, sums = merged(pieces, values)
+        assert segment[~mask].tolist() == [-1] * int((~mask).sum())
+        assert [int(values[segment == word].sum()) for word in range(len(names))] == sums
+        assert segment.max() == len(names) - 1
+        assert (names[0], names[-1]) == ("[CLS]", "[SEP]")
+    assert len(set(fields["segment"][0])) < fields["mask"][0].sum()  # some words have several pieces
+
+
+def test_units_at_the_length_of_a_bucket(phantom):
+    fields = encode_units(phantom, ["clear"], 64, "words", (8, 16))
+    assert fields["segment"].tolist() == [[0, 1, 2, -1, -1, -1, -1, -1]]
+    assert set(encode_units(phantom, ["clear"], 64)) == {"ids", "mask"}
+    with pytest.raises(ValueError, match=r"Unknown units 'phrases' of text. Choose one of '', 'words', 'sentences'"):
+        encode_units(phantom, ["clear"], 64, "phrases")

@@ -31,7 +31,7 @@ def features(image=None, text=None, pooled=None, pixels=None, regions=None, boxe
     )
 
 
-def context(splits, *, texts=None, terms=(), records=None, baselines=False, **settings):
+def context(splits, *, texts=None, terms=(), records=None, baselines=False, local=None, **settings):
     """A context over `{split: Features}`; `texts` gives the vector of a text, in every section."""
 
     def embed_texts(asked):
@@ -46,6 +46,7 @@ def context(splits, *, texts=None, terms=(), records=None, baselines=False, **se
         view_mask=lambda mask: mask,
         settings=dataclasses.replace(Settings(), **settings),
         baselines=baselines,
+        local_scores=local or (lambda split, asked: None),
     )
 
 

@@ -143,3 +143,36 @@ def test_bad_prompt_files(tmp_path, content, message):
 def test_missing_prompt_file():
     with pytest.raises(FileNotFoundError, match=r"No prompt file mine\.json. Choose plain, ensemble"):
         prompts.load("mine.json")
+
+
+def test_own_protocol_of_a_method_with_local_scores():
+    splits, _ = world()
+    image = splits["test"].image["findings"]
+    asked = []
+
+    def local(split, texts):
+        asked.extend(texts)
+        return 2.0 * image @ np.stack([axis_of(text.lower()) for text in texts]).T
+
+    context = fake.context(
+        splits, texts=lambda text: axis_of(text.lower()), local=local, section="findings", resamples=20
+    )
+    found = fake.by_name(zero_shot.run(context))
+    pairs = prompts.builtin()
+    assert len(asked) == len(set(asked)) <= 5 * len(pairs)
+    assert set(asked) <= {text for pair in pairs.values() for text in pair.positive}
+    labels, classes = splits["test"].fields["labels"], {}
+    unit = image / np.linalg.norm(image, axis=1, keepdims=True)
+    for name, some in prompts.drawn(pairs, 5, 6).items():
+        vector = np.stack([axis_of(text.lower()) for text in some])
+        cosine = unit @ (vector / np.linalg.norm(vector, axis=1, keepdims=True)).T
+        classes[name] = ((cosine + 2.0 * image @ vector.T) / 2).max(axis=1)
+        if name in NAMES:
+            truth = labels[:, CHEXPERT_LABELS.index(name)] == 1
+            assert found[f"zero_shot/own/auc/{name}"].value == pytest.approx(
+                metrics.roc_auc_score(truth, classes[name])
+            )
+    assert found["zero_shot/own/multiclass_z/accuracy"].variant == "as_published"
+    assert found["zero_shot/own/multiclass_z/accuracy"].count == found["zero_shot/multiclass/accuracy"].count
+    assert "GLoRIA" in zero_shot.run(context).protocol
+    assert not any("/own/" in name for name in fake.by_name(zero_shot.run(world()[1])))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tiny_run import tiny_config
 
+from medvlp_jax import text_tower
 from medvlp_jax.export import __main__ as command
 from medvlp_jax.export import card, check, export, onnx_graph, parts, write
 from medvlp_jax.interop import load_tensors, save_safetensors
@@ -155,7 +156,7 @@ def test_transformers_opens_the_text_tower(trained, exported, monkeypatch):
     with torch.no_grad():
         theirs = model.eval()(**batch).last_hidden_state.numpy()
     mean = (theirs * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
-    np.testing.assert_allclose(trained.encode(texts), mean, atol=1e-5)
+    np.testing.assert_allclose(text_tower.encode_function(trained.tower)(texts), mean, atol=1e-5)
 
 
 def test_plain_torch_takes_grey_or_colour_and_warns_of_the_range(seen, exported):

@@ -26,9 +26,12 @@ def fill(shapes, seed=0):
     return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
-def tiny_config(data, method="imitate", **more):
-    config = importlib.import_module(f"configs.{method}").get_config("demo")
+def tiny_config(data, method="imitate", argument="demo", **more):
+    config = importlib.import_module(f"configs.{method}").get_config(argument)
     fields = tiny.overrides(data, **({"model.read.eval_draws": 2} if method == "imitate" else {}), **more)
+    if "vit" in config.model.trunk:
+        fields = {name: value for name, value in fields.items() if not name.startswith("model.trunk.width")}
+        fields["model.trunk.image"] = fields["image.size"]
     with config.unlocked():
         for name, value in fields.items():
             node, last = config, name.split(".")[-1]

@@ -11,9 +11,11 @@ DUMPS = {
     "imitate_folder_small": ("imitate", "data=image_report_folder,small"),
     "imitate_demo_released": ("imitate", "demo,preset=released"),
     "convirt_mgca_variant": ("convirt", "preset=mgca_variant"),
+    "mgca_released_vit": ("mgca", "preset=released_vit"),
+    "mgca_demo_vit": ("mgca", "demo,preset=vit"),
     **{
         f"{name}{suffix}": (name, argument)
-        for name in ("clip", "convirt", "imitate", "m_flag", "siglip")
+        for name in ("clip", "convirt", "gloria", "imitate", "lovt", "m_flag", "mgca", "siglip")
         for suffix, argument in (("", ""), ("_released", "preset=released"), ("_demo", "demo"))
     },
 }

@@ -33,6 +33,9 @@ class ChexpertConfig(common.LocalConfig):
     per_class: int = 200
     """Frontal training images of each of the five classes that become the split test_5x200, one per patient; their
     patients leave train. 0: none."""
+    train_table: str = ""
+    """Table of the training images in the layout of train.csv, such as a train_visualCheXbert.csv; default: train.csv
+    under --root."""
     test_labels: str = ""
     """groundtruth.csv of the 500 test studies; default: the one under --root, if any."""
 
@@ -53,6 +56,8 @@ def plan(config: ChexpertConfig) -> Plan:
         path = find_optional(root, (name, f"{name}.gz"))
         if path is None and split == "validation":
             continue
+        if split == "train" and config.train_table:
+            path = find_file(Path(config.train_table).expanduser().parent, (Path(config.train_table).name,), "table")
         path = path or find_file(root, ("train.csv", "train.csv.gz"), "label table train.csv")
         table = Table(path, ("Path", "Frontal/Lateral", "AP/PA", *CHEXPERT_LABELS))
         used.append(table)

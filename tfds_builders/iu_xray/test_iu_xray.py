@@ -1,5 +1,6 @@
 """The Indiana set on drawn files in its three forms, and on the real reports where they are at hand."""
 
+import collections
 import json
 
 import pytest
@@ -50,6 +51,20 @@ def test_annotation_with_its_split(tmp_path):
     assert made.examples["1_IM-0001-4001"]["patient_id"] == records.hashed_id("CXR1")
 
 
+@pytest.mark.parametrize(
+    ("term", "name"),
+    [
+        ("Nodule/lung/apex/right", "Nodule"),
+        ("Nodule/multiple", "Nodule"),
+        ("Mass/mediastinum/anterior", "Mass elsewhere"),
+        ("Opacity/lung/ribs", "Opacity"),
+        ("Pleural Effusion/heart", "Pleural Effusion"),
+    ],
+)
+def test_a_mass_of_another_place_is_no_lung_lesion(term, name):
+    assert iu_xray._placed(term) == name
+
+
 def test_nothing_there(tmp_path):
     with pytest.raises(ValueError, match="No reports under"):
         make(iu_xray, root=str(tmp_path))
@@ -66,5 +81,11 @@ def test_real_reports(tmp_path):
     pictures = [len(report["images"]) for report in reports]
     assert [pictures.count(n) for n in range(6)] == [104, 446, 3208, 181, 15, 1]
     assert sum(pictures) == 7470
+    placed = collections.Counter(iu_xray._placed(term) for report in reports for term in set(report["mesh"]))
+    assert {name: n for name, n in placed.items() if "elsewhere" in name} == {
+        "Opacity elsewhere": 18,
+        "Nodule elsewhere": 4,
+        "Mass elsewhere": 2,
+    }
     names = [name for report in reports for name, _ in report["images"]]
     assert len({iu_xray._stem(name) for name in names}) == 7470
