@@ -76,7 +76,7 @@ HEAVY = {
     "clu": ("metrics.py",),
     "tensorboardX": ("metrics.py",),
     "matplotlib": ("report/charts.py", "compare/picture.py"),
-    "tensorflow_datasets": ("prepare.py", "data/records.py"),
+    "tensorflow_datasets": ("prepare.py", "data/records.py", "data/shuffling.py"),
 }
 
 
