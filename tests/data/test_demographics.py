@@ -1,12 +1,15 @@
 """Age and sex from cells and DICOM headers."""
 
+import collections
 import math
 
 import numpy as np
 import pytest
 
 from medvlp_jax.data import demographics
+from medvlp_jax.data.tables import Table
 from tfds_builders.image_report_folder.make_dummy_data import dicom, ellipses
+from tfds_builders.testing import public_table
 
 
 @pytest.mark.parametrize(
@@ -34,3 +37,22 @@ def test_what_the_table_lacks_comes_from_the_header():
     assert demographics.of_item({"age": 40, "sex": "M"}, data, "dicom", False) == {"age": -1, "sex": ""}
     assert demographics.of_item({}, b"\x89PNG", "png", True) == {"age": -1, "sex": ""}
     assert demographics.of_header(dicom(ellipses(1).astype(np.uint16))) == {"age": -1, "sex": ""}
+
+
+@pytest.mark.parametrize(
+    ("table", "age", "sex", "sexes", "ninety", "unknown"),
+    [
+        ("Data_Entry_2017_v2020.csv.gz", "Patient Age", "Patient Gender", {"F": 48_780, "M": 63_340}, 64, 0),
+        ("chexpert_train.csv.gz", "Age", "Sex", {"F": 90_777, "M": 132_636, "": 1}, 7_579, 0),
+        (
+            *("kaggle_stage_2_train_images_dicom_headers.csv.gz", "PatientAge", "PatientSex"),
+            *({"F": 11_518, "M": 15_166}, 18, 5),
+        ),
+    ],
+)
+def test_real_tables(table, age, sex, sexes, ninety, unknown):
+    """Every age and sex of the published tables is understood; five of the RSNA headers are no age (148 to 155)."""
+    people = [demographics.person(row[age], row[sex]) for _, row in Table(public_table(table), (age, sex))]
+    assert collections.Counter(person["sex"] for person in people) == sexes
+    ages = collections.Counter(person["age"] for person in people)
+    assert (ages[90], ages[-1]) == (ninety, unknown)
