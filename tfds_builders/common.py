@@ -60,6 +60,8 @@ class LocalConfig(tfds.core.BuilderConfig):
     """Marks of removed words (`___`, `XXXX`): "keep", "drop", or "unify" to one `___` a run."""
     film_check: bool = True
     """Count pictures that look inverted, empty or unlike a chest (`film_check`): kept, and named in ids.csv."""
+    age_and_sex: bool = True
+    """Keep age in years (90 for 90 and more) and sex where tables or DICOM headers tell them."""
     public: bool = False
     """May text and pixels of these records be shown in reports and logs?"""
     limit: int = 0

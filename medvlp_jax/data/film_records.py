@@ -6,6 +6,7 @@ Every builder of images on disk makes its records here. A work item is a dict, J
     findings, impression, report, sentences: text. labels: {CheXpert name: state}. own_labels: {name: state}
     boxes: [{"box": [ymin, xmin, ymax, xmax], "finding": str, "sentence": int}], in 0..1 of the image file;
     pixel_boxes: the same in pixels of the image file
+    age, sex: as `demographics.person` gives them; what is missing is looked for in a DICOM header
     view_from_header: True to take the view of a DICOM file from its header. facts: slugs counted over all records
 """
 
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from medvlp_jax.data import film_check, images, preprocess, record_text, records
+from medvlp_jax.data import demographics, film_check, images, preprocess, record_text, records
 from medvlp_jax.data.labels import label_vector
 from medvlp_jax.data.staging import Example, Rejection
 from medvlp_jax.data.view_geometry import box_in_view, view_to_image
@@ -124,6 +125,7 @@ def _record(
         masks=[{"mask": images.encode_png(mask), "finding": name} for name, mask in stored_masks if mask.any()],
         lung_mask=_lung_mask(lungs, config),
         view=view,
+        **demographics.of_item(item, data, kind, config.age_and_sex),
         patient_id=item["patient_id"],
         study_id=item["study_id"],
         image_id=item["image_id"],

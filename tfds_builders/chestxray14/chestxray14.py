@@ -11,7 +11,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from medvlp_jax.data import film_records, splits, staging
+from medvlp_jax.data import demographics, film_records, splits, staging
 from medvlp_jax.data.label_translations import KIND, NONE, SAME, Row, names_of, same, translate
 from medvlp_jax.data.labels import ABSENT, PRESENT
 from medvlp_jax.data.staging import Plan, Rejection
@@ -61,7 +61,11 @@ def plan(config: NihConfig) -> Plan:
     """One work item per row of the label table. Raises: ValueError for a file or column that is not there."""
     root = common.root_of(config, WHAT)
     path = find_file(root, ("Data_Entry_2017*.csv", "Data_Entry_2017*.csv.gz"), "label table Data_Entry_2017_v2020.csv")
-    table = Table(path, ("Image Index", "Finding Labels", "Patient ID", "View Position"))
+    table = Table(
+        path,
+        ("Image Index", "Finding Labels", "Patient ID", "View Position"),
+        ("Patient Age", "Patient Gender"),
+    )
     boxes = read_boxes(find_optional(root, ("BBox_List_2017.csv*",)))
     test = set()
     if config.official_split:
@@ -92,6 +96,7 @@ def plan(config: NihConfig) -> Plan:
                 "patient_id": patient,
                 "split": split,
                 "view": common.view_name(row["View Position"]),
+                **demographics.person(row.get("Patient Age"), row.get("Patient Gender")),
                 "labels": translate(own, LABELS),
                 "own_labels": own,
                 "boxes": boxes.get(name, []),

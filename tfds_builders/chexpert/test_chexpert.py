@@ -27,7 +27,7 @@ def test_every_row(root):
     assert made.reasons == {"bad_label": 1, "bad_path": 1, "missing_file": 1}
     first = made.examples["train/patient00001/study1/view1_frontal"]
     assert labels.label_states(first["labels"]) == {"No Finding": 1, "Pleural Effusion": 0}
-    assert (first["view"], first["has_findings"]) == ("AP", False)
+    assert (first["view"], first["has_findings"], first["age"], first["sex"]) == ("AP", False, 68, "F")
     assert made.examples["train/patient00002/study2/view1_frontal"]["view"] == "FRONTAL"
     assert labels.label_states(made.examples["train/patient00002/study1/view1_frontal"]["labels"])["Pneumonia"] == -1
     test = made.splits["test"]

@@ -15,7 +15,7 @@ from medvlp_jax.data.staging import Rejection
 
 FIELDS: tuple[str, ...] = (
     *("image", "findings", "impression", "report", "report_file"),
-    *("patient_id", "study_id", "image_id", "split", "view", "boxes"),
+    *("patient_id", "study_id", "image_id", "split", "view", "age", "sex", "boxes"),
 )
 """Fields a column can be mapped to, besides `labels.<name>` for the fourteen CheXpert names."""
 

@@ -27,6 +27,7 @@ WHAT = (
     "a folder with the images and the reports: ecgen-radiology/*.xml (or NLMCXR_reports.tgz), or indiana_reports.csv "
     "and indiana_projections.csv, or annotation.json"
 )
+SECTIONS = ("comparison", "indication", "findings", "impression")
 LABELS = (
     Row(("normal",), KIND, "No Finding", "said of the whole report"),
     Row(("Cardiomegaly",), KIND, "Cardiomegaly", "the same word"),
@@ -102,9 +103,7 @@ def plan(config: IuConfig) -> Plan:
             continue
         own = {term.split("/")[0].strip(): PRESENT for term in report["mesh"]}
         whole = "\n".join(
-            f"{name.upper()}: {report[name].strip()}"
-            for name in ("comparison", "indication", "findings", "impression")
-            if not sections.is_missing(report.get(name))
+            f"{name.upper()}: {report[name].strip()}" for name in SECTIONS if not sections.is_missing(report.get(name))
         )
         uid = f"CXR{_key(report['uid'].split('_')[0], '')[0]}"  # the same in every form
         for name, view in report["images"]:
@@ -221,7 +220,7 @@ def _xml_report(data: bytes, views: dict[tuple[str, str], str]) -> Report:
     text = {part.get("Label", "").lower(): " ".join((part.text or "").split()) for part in tree.iter("AbstractText")}
     pictures = [picture.get("id", "") for picture in tree.iter("parentImage")]
     return {
-        **{name: text.get(name, "") for name in ("comparison", "indication", "findings", "impression")},
+        **{name: text.get(name, "") for name in SECTIONS},
         "uid": uid,
         "mesh": [(term.text or "").strip() for term in tree.iterfind("MeSH/major")],
         "images": [(name, views.get(_key(uid, name), "")) for name in pictures],

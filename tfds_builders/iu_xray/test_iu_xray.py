@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("tensorflow_datasets")
 
-from medvlp_jax.data import labels, records
+from medvlp_jax.data import labels, records, sections
 from tfds_builders.iu_xray import iu_xray, make_dummy_data
 from tfds_builders.testing import make, public_table
 
@@ -89,3 +89,23 @@ def test_real_reports(tmp_path):
     }
     names = [name for report in reports for name, _ in report["images"]]
     assert len({iu_xray._stem(name) for name in names}) == 7470
+
+
+def test_real_reports_come_back_from_the_section_parser(tmp_path):
+    """All 3,955 reports of the archive written with headers, as the builder does, and cut again: no error, no change.
+
+    In one, the impression holds a second report on the same line; the loose rule cuts at its FINDINGS, as documented.
+    """
+    (tmp_path / "NLMCXR_reports.tgz").symlink_to(public_table("NLMCXR_reports.tgz"))
+    reports, _, _ = iu_xray._reports(tmp_path)
+    assert len(reports) == 3955
+    changed = []
+    for report in reports:
+        parts = {name: report[name].strip() for name in iu_xray.SECTIONS if not sections.is_missing(report[name])}
+        for mode in sections.MODES:
+            indent = "" if mode == "loose" else "\n "
+            whole = "\n".join(f"{indent}{name.upper()}: {text}" for name, text in parts.items())
+            chosen = sections.choose(sections.parse_sections(whole, mode))
+            if any(chosen[name].strip() != parts.get(name, "") for name in ("findings", "impression")):
+                changed.append((report["uid"], mode))
+    assert changed == [("CXR2415", "loose")]

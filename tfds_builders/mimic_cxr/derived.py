@@ -10,9 +10,9 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from medvlp_jax.data import sections
+from medvlp_jax.data import demographics, sections
 from medvlp_jax.data.label_files import plain_study
 from medvlp_jax.data.staging import Rejection
 from medvlp_jax.data.tables import Table
@@ -142,6 +142,46 @@ def _entry(value: Any, name: str, number: int, path: Path) -> str | tuple[int, i
             return start, end
     form = "a section name" if name == "custom_section_names" else "[start, end] of the text"
     raise ValueError(f"--section_lists {path}: entry {number} of {name} is not {form}.")
+
+
+class Person(NamedTuple):
+    """A row of the patients of MIMIC-IV: age in a (shifted) year."""
+
+    sex: str
+    age: int
+    year: int
+
+
+def read_patients(path: Path) -> tuple[dict[str, Person], Table]:
+    """Subject -> sex and age of patients.csv (hosp module of MIMIC-IV). Raises: ValueError for a file that is none."""
+    if not path.is_file():
+        raise ValueError(f"--patients {str(path)!r} does not exist: patients.csv or patients.csv.gz of MIMIC-IV.")
+    table = Table(path, ("subject_id", "gender", "anchor_age", "anchor_year"))
+    people = {}
+    for number, row in table:
+        try:
+            age, year = int(row["anchor_age"]), int(row["anchor_year"])
+        except ValueError:
+            raise ValueError(f"{path}, row {number}: anchor_age or anchor_year is no number.") from None
+        people[row["subject_id"].strip()] = Person(demographics.parse_sex(row["gender"]), age, year)
+    return people, table
+
+
+def person_at(person: Person | None, date: str) -> dict[str, Any]:
+    """`age` and `sex` at a study, {} for a patient who is not in the table.
+
+    MIMIC-IV gives the age in one shifted year; the study date of MIMIC-CXR is taken to be shifted alike. Studies more
+    than twenty years apart from it have no age. An age of 91 means 90 and more, whatever the year.
+    """
+    if person is None:
+        return {}
+    apart = int(date[:4]) - person.year if date[:4].isdigit() else None
+    age = demographics.UNKNOWN_AGE
+    if person.age > demographics.OLDEST:
+        age = demographics.OLDEST
+    elif apart is not None and abs(apart) <= 20:
+        age = demographics.capped(person.age + apart)
+    return {"age": age, "sex": person.sex}
 
 
 def section_list_facts(lists: dict[str, str | tuple[int, int]], items: list[dict[str, Any]]) -> dict[str, int]:

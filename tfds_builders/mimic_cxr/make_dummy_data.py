@@ -127,6 +127,13 @@ def write_derived(folder: Path) -> None:
         ("s59999999", "0.0", "", "x"),
     ]
     write_csv(folder / "labeled_reports.csv", ("study_id", "No Finding", "Edema", "Reports"), labels)
+    patients = [
+        ("10000032", "F", "52", "2180", "2014 - 2016", ""),
+        ("11000011", "M", "91", "2150", "2014 - 2016", ""),
+        ("19999999", "M", "40", "2100", "2008 - 2010", ""),
+    ]
+    header = ("subject_id", "gender", "anchor_age", "anchor_year", "anchor_year_group", "dod")
+    write_csv(folder / "patients.csv.gz", header, patients)
     (folder / "section_parser.py").write_text(SECTION_PARSER)
 
 

@@ -56,6 +56,8 @@ class MimicConfig(common.LocalConfig):
     """Use the last paragraph as findings when a report has neither findings nor impression."""
     section_lists: str = ""
     """Hand-made lists for reports that no rule can cut: section_parser.py of MIT-LCP/mimic-cxr, or JSON."""
+    patients: str = ""
+    """patients.csv of MIMIC-IV: sex, and age in the year of the study."""
     min_words: int = 3
     """Words that findings and impression must have together."""
     official_split: bool = True
@@ -93,6 +95,10 @@ def plan(config: MimicConfig) -> Plan:
         path = find_file(tables_root, ("mimic-cxr-*-test-set-labeled.csv*",), "expert label table")
         expert = read_label_file(path, complete=True)
         used.append(expert.table)
+    people: dict[str, derived.Person] = {}
+    if config.patients:
+        people, table = derived.read_patients(Path(config.patients).expanduser())
+        used.append(table)
     has_views = "ViewPosition" in metadata.columns
     find_image = image_finder(root, EXTENSIONS[config.images])
     items, rejections = [], []
@@ -120,6 +126,7 @@ def plan(config: MimicConfig) -> Plan:
                 "split": split,
                 "view": common.view_name(word),
                 "view_from_header": not has_views,
+                **derived.person_at(people.get(subject), row.get("StudyDate", "")),
                 "labels": expert.states[study] if by_expert else {},
                 "keep_labels": by_expert,
                 "facts": [f"ViewPosition {word or 'blank'}"] if has_views else [],
@@ -184,7 +191,7 @@ def _metadata(root: Path) -> Table:
     record_list = find_optional(root, ("cxr-record-list.csv.gz", "cxr-record-list.csv"))
     if record_list and not find_optional(root, ("mimic-cxr-2*-metadata.csv*",)):
         return Table(record_list, ids)
-    return Table(_table(root, "metadata"), (*ids, "ViewPosition"))
+    return Table(_table(root, "metadata"), (*ids, "ViewPosition"), ("StudyDate",))
 
 
 def mimic_images(path: str) -> Path:

@@ -174,6 +174,21 @@ def test_dicom_files_without_metadata(tmp_path):
             make(mimic_cxr, **{name: value for name, value in settings.items() if name != missing})
 
 
+def test_age_and_sex_of_mimic_iv(root):
+    patients = str(root / "derived/patients.csv.gz")
+    made = make(mimic_cxr, root=str(root), patients=patients, size=32)
+    known = [made.examples[dicom_id(number)] for number in (0, 10, 12)]
+    assert [(example["age"], example["sex"]) for example in known] == [(52, "F"), (90, "M"), (-1, "")]
+    hidden = make(mimic_cxr, root=str(root), patients=patients, age_and_sex=False, splits="train", size=32)
+    assert {(example["age"], example["sex"]) for example in hidden.examples.values()} == {(-1, "")}
+    young = derived.Person("F", 30, 2150)
+    assert [derived.person_at(young, date) for date in ("21530101", "", "21990101")] == [
+        {"age": age, "sex": "F"} for age in (33, -1, -1)
+    ]
+    with pytest.raises(ValueError, match="lacks the column"):
+        make(mimic_cxr, root=str(root), patients=str(root / "derived/master.csv"))
+
+
 def test_excluded_patients_and_expert_labels(root, tmp_path):
     write_csv(tmp_path / "ms.csv", ("dicom_id", "category_name"), [(dicom_id(2), "Edema"), (dicom_id(13), "Edema")])
     made = make(mimic_cxr, root=str(root), exclude=str(tmp_path / "ms.csv"), size=32)

@@ -11,7 +11,7 @@ import ast
 import dataclasses
 from typing import Any
 
-from medvlp_jax.data import film_records, sections, staging
+from medvlp_jax.data import demographics, film_records, sections, staging
 from medvlp_jax.data.label_translations import KIND, NONE, Row, translate
 from medvlp_jax.data.labels import PRESENT
 from medvlp_jax.data.staging import Plan, Rejection
@@ -20,6 +20,7 @@ from tfds_builders import common
 
 WHAT = "a folder with PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv and the images, unpacked"
 COLUMNS = ("ImageID", "ImageDir", "StudyID", "PatientID", "Projection", "Report", "MethodLabel", "Labels")
+PERSON = ("PatientBirth", "StudyDate_DICOM", "PatientSex_DICOM")
 METHODS = {"all": ("Physician", "RNN_model"), "physician": ("Physician",), "model": ("RNN_model",)}
 LABELS = (
     Row(("normal",), KIND, "No Finding", "said of the whole image"),
@@ -156,7 +157,7 @@ def plan(config: PadchestConfig) -> Plan:
         raise ValueError(f"labels={config.labels!r}: the rules read English, the reports of PadChest are Spanish.")
     if config.labels_by not in METHODS:
         raise ValueError(f"labels_by={config.labels_by!r}; choices: {', '.join(METHODS)}.")
-    table = Table(find_file(root, ("PADCHEST_chest_x_ray_images_labels_*.csv*",), "label table"), COLUMNS)
+    table = Table(find_file(root, ("PADCHEST_chest_x_ray_images_labels_*.csv*",), "label table"), COLUMNS, PERSON)
     files = index_files(root, (".png",))
     items, rejections = [], []
     for number, row in table:
@@ -178,6 +179,8 @@ def plan(config: PadchestConfig) -> Plan:
                 "patient_id": row["PatientID"].strip(),
                 "split": "",
                 "view": common.view_name(row["Projection"]),
+                "age": age_of(row.get("PatientBirth", ""), row.get("StudyDate_DICOM", "")),
+                "sex": demographics.parse_sex(row.get("PatientSex_DICOM")),
                 "labels": translate(own, LABELS),
                 "own_labels": own,
                 "findings": text,
@@ -210,6 +213,14 @@ def own_labels(cell: str) -> list[str]:
         return [name for name in dict.fromkeys(str(name).strip() for name in names) if name]
     except (ValueError, SyntaxError, TypeError):
         raise Rejection("bad_label") from None
+
+
+def age_of(birth: str, study: str) -> int:
+    """Year of birth and date of study -> age in years, at most one too many; -1 when one of them is missing."""
+    try:
+        return demographics.capped(int(study[:4]) - int(float(birth)))
+    except (ValueError, OverflowError):
+        return demographics.UNKNOWN_AGE
 
 
 def make_examples(item: dict[str, Any], config: PadchestConfig) -> list[staging.Example]:
