@@ -15,8 +15,8 @@ FILE = "comparison.json"
 class Ledger:
     """The file of one comparison. Methods and seeds may be added to it; budget, data and recipes stay.
 
-    methods: name -> config, fields, cost, seconds_per_step, steps. runs: name -> peak_bytes. Another budget may be tried
-    until there are steps by one.
+    methods: name -> config, fields, cost, seconds_per_step, steps. runs: name -> peak_bytes. Another budget may be
+    tried until there are steps by one.
 
     Raises: ValueError when the folder holds something else, another budget, other recipes under the same names, or
       methods that these cannot be compared with.
