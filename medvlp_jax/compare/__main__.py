@@ -6,8 +6,8 @@ Measures what a step of each method costs, sets the length of every run (and wit
 `<out>/<method>-<seed>` by the very command that trains it alone, and writes table.md, table.json and comparison.png.
 The same command again goes on where it stopped: finished runs are kept, interrupted ones resume, failed ones are tried
 again; methods and seeds may be added. `--config.FIELD=VALUE` is passed to every run.
-Exit codes: 0 all runs are in the table; 1 some are not, the table says why; 2 refused, nothing was trained; 75 stopped
-by a signal.
+Exit codes: 0 all runs are in the table; 1 some are not, the table says why; 2 an error that trying again does not help,
+named in one line; 75 stopped by a signal.
 """
 
 import argparse
@@ -44,6 +44,9 @@ class Comparison:
         self.ledger = Ledger(self.out, self.budget, self.entries)
         self.failed: dict[str, tuple[str, list[str]]] = {}
         self._say = say
+        for entry in self.entries:
+            if (steps := self.steps(entry)) is not None:
+                budgets.check_steps(entry.name, self.budget, entry.config, steps)
 
     def steps(self, entry: Entry) -> int | None:
         """Steps of every run of a method; None before they are known."""
@@ -72,8 +75,6 @@ class Comparison:
         """All commands that are still to be run, in order."""
         lines = [shlex.join(command) for entry in self.entries for _, command in self.preparations(entry)]
         for entry, seed in self._runs():
-            if self.steps(entry) is not None:
-                budgets.check_steps(entry.name, self.budget, entry.config, self.steps(entry))
             if not self._finished(entry, seed):
                 lines.append(shlex.join(self.command(entry, seed)))
         if any(self.steps(entry) is None for entry in self.entries):
@@ -82,9 +83,7 @@ class Comparison:
 
     def prepare(self, processes: runs.Processes) -> None:
         """Measures every method and sets its number of steps. Raises: ValueError when the budget is too small."""
-        if self.budget.unit == "steps":  # nothing has to be measured to see that
-            for entry in self.entries:
-                budgets.check_steps(entry.name, self.budget, entry.config, int(self.budget.amount))
+        self.ledger.write()
         for entry in self.entries:
             for what, command in self.preparations(entry):
                 self._say(
@@ -98,6 +97,7 @@ class Comparison:
                     self._say(f"failed    {entry.name}: {outcome.reason}")
                     break
                 self.ledger.add(entry, **{what: self._reading(what, outcome, entry)})
+        planned = []
         for entry in self.entries:
             if entry.name in self.failed:
                 continue
@@ -106,13 +106,15 @@ class Comparison:
             steps = self.steps(entry)
             if steps is None:
                 steps = budgets.steps_within(self.budget, flops=cost["flops"], seconds=seconds)
-            budgets.check_steps(entry.name, self.budget, entry.config, steps)
-            self.ledger.add(entry, steps=steps)
             timed = f", {1e3 * seconds:.1f} ms" if seconds else ""
             self._say(
                 f"plan      {entry.name}: {steps:,} steps of {cost['flops'] / 1e9:.3g} GFLOPs{timed}, "
                 f"{cost['memory_bytes'] / 2**20:,.0f} MiB"
             )
+            budgets.check_steps(entry.name, self.budget, entry.config, steps)
+            planned.append((entry, steps))
+        for entry, steps in planned:  # from here on the budget is that of this folder
+            self.ledger.add(entry, steps=steps)
 
     def train(self, processes: runs.Processes) -> list[dict[str, Any]]:
         """Trains what is not finished, seed by seed. Returns: run, reason and command of what is not finished then."""
@@ -233,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(comparison: Comparison, chosen: argparse.Namespace, command: str, say: Say) -> int:
     out = comparison.out
     say(f"compare   {len(comparison.entries)} method(s), {chosen.seeds} seed(s), {comparison.budget.words}, in {out}")
-    with runs.Processes(say) as processes:
+    with runs.alone(out) as lock, runs.Processes(say, lock) as processes:
         comparison.prepare(processes)
         unfinished = comparison.train(processes)
         content = comparison.write(unfinished, command)

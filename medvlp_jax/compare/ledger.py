@@ -15,7 +15,8 @@ FILE = "comparison.json"
 class Ledger:
     """The file of one comparison. Methods and seeds may be added to it; budget, data and recipes stay.
 
-    methods: name -> config, fields, cost, seconds_per_step, steps. runs: name -> peak_bytes.
+    methods: name -> config, fields, cost, seconds_per_step, steps. runs: name -> peak_bytes. Another budget may be
+    tried until there are steps by one.
 
     Raises: ValueError when the folder holds something else, another budget, other recipes under the same names, or
       methods that these cannot be compared with.
@@ -28,6 +29,8 @@ class Ledger:
             self._content = _read(self.path)
         elif out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ValueError(f"--out={out} holds something else than a comparison ({FILE} is missing). Name a new one.")
+        if not any("steps" in method for method in self.methods.values()):
+            self._content["budget"] = str(budget)  # nothing was planned by the one before
         if self._content["budget"] != str(budget):
             raise ValueError(
                 f"--out={out} holds a comparison with --budget {self._content['budget']}, you ask for {budget}. "
@@ -73,7 +76,7 @@ class Ledger:
         self.write()
 
     def write(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """Writes the file; the folder is there."""
         write_json(self.path, self._content)
 
 

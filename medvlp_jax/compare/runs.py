@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import fcntl
 import json
 import re
 import shlex
@@ -10,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,15 +79,35 @@ def finished(workdir: Path, wanted: Mapping[str, Any]) -> bool:
     return step == wanted["total_steps"] and scored and not configs.changed(stored, wanted)
 
 
+@contextlib.contextmanager
+def alone(out: Path) -> Iterator[int]:
+    """Makes the folder of a comparison and locks it. Yields the file descriptor of the lock.
+
+    A process that inherits it holds the lock as long as it lives: also a run whose comparison was killed.
+    Raises: ValueError when somebody is at work there.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"--out={out} is in use: another comparison, or a run that a killed one left behind. Wait for it, or "
+                "end it."
+            ) from None
+        yield file.fileno()
+
+
 class Processes:
     """Starts commands and shows how they get on. SIGTERM and SIGINT go on to the one that runs; then `stopped` is True.
 
-    Args: say: takes lines of progress.
+    Args: say: takes lines of progress. lock: file descriptor that the processes inherit (see `alone`).
     """
 
-    def __init__(self, say: Callable[[str], None]):
+    def __init__(self, say: Callable[[str], None], lock: int | None = None):
         self.stopped = False
         self._say = say
+        self._inherited = () if lock is None else (lock,)
         self._process: subprocess.Popen | None = None
         self._previous: dict[int, Any] = {}
 
@@ -107,7 +128,7 @@ class Processes:
         arguments = [sys.executable if word == "python" else word for word in command]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
         # In a session of its own: what a terminal sends comes through `_pass_on` alone, once.
-        process = self._process = subprocess.Popen(arguments, start_new_session=True, **pipes)
+        process = self._process = subprocess.Popen(arguments, start_new_session=True, pass_fds=self._inherited, **pipes)
         output: list[str] = []
         errors: collections.deque[str] = collections.deque(maxlen=_KEPT)
         readers = [

@@ -260,7 +260,6 @@ def command_line(words: Sequence[str]) -> str:
 
 def write(content: Mapping[str, Any], out: Path) -> None:
     """Writes `table.json` and `table.md`, each in one step."""
-    out.mkdir(parents=True, exist_ok=True)
     for name, text in (("table.json", json.dumps(content, indent=1) + "\n"), ("table.md", as_markdown(content))):
         part = out / f"{name}.tmp"
         part.write_text(text, encoding="utf-8")
