@@ -65,10 +65,10 @@ def write(folder: Path, count: int, height: int, width: int, distinct: int = 16)
     for n in range(TEXTS):
         (texts / f"{n}.txt").write_text(text(n), encoding="utf-8")
     for number, (subject, study, name, split) in enumerate(ids(count)):
-        tree = folder / "files" / f"p{subject[:2]}" / f"p{subject}"
-        (tree / f"s{study}").mkdir(parents=True)
-        os.link(pictures / f"{number % distinct}.jpg", tree / f"s{study}" / f"{name}.jpg")
-        os.link(texts / f"{number % TEXTS}.txt", tree / f"s{study}.txt")
+        patient = f"{folder}/files/p{subject[:2]}/p{subject}"
+        os.makedirs(f"{patient}/s{study}")
+        os.link(pictures / f"{number % distinct}.jpg", f"{patient}/s{study}/{name}.jpg")
+        os.link(texts / f"{number % TEXTS}.txt", f"{patient}/s{study}.txt")
         rest = ["CHEST (PA AND LAT)", "PA", height, width, "21800506", "213014.5", "", "", ""]
         metadata.append([name, subject, study, *rest])
         splits.append([name, study, subject, split])

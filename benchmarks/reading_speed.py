@@ -95,7 +95,7 @@ def main() -> None:
         report(flags.data_dir, flags.name, flags.threads, flags.seconds, flags.rounds)
         return
     with tempfile.TemporaryDirectory() as temporary:
-        mimic_folder.write(Path(temporary) / "mimic", flags.images, 1280, 1024, distinct=64)
+        mimic_folder.write(Path(temporary) / "mimic", flags.images, 1280, 1024, distinct=16)
         for encoding in ("jpeg", "png"):
             command = [sys.executable, "-m", "medvlp_jax.prepare", "mimic_cxr", "--root", f"{temporary}/mimic"]
             command += ["--data_dir", temporary, "--name", encoding, "--encoding", encoding]
