@@ -55,6 +55,8 @@ class LocalConfig(tfds.core.BuilderConfig):
     """Sentence rule; see `sentences.RULES`."""
     film_check: bool = True
     """Count pictures that look inverted, empty or unlike a chest (`film_check`): kept, and named in ids.csv."""
+    blank_burned_in: bool = False
+    """Paint over what looks like letters near the border (`burned_in`): counted, as is what DICOM headers say."""
     public: bool = False
     """May text and pixels of these records be shown in reports and logs?"""
     limit: int = 0
