@@ -62,6 +62,8 @@ class LocalConfig(tfds.core.BuilderConfig):
     """Count pictures that look inverted, empty or unlike a chest (`film_check`): kept, and named in ids.csv."""
     age_and_sex: bool = True
     """Keep age in years (90 for 90 and more) and sex where tables or DICOM headers tell them."""
+    blank_burned_in: bool = False
+    """Paint over what looks like letters near the border (`burned_in`): counted, as is what DICOM headers say."""
     public: bool = False
     """May text and pixels of these records be shown in reports and logs?"""
     limit: int = 0

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from medvlp_jax.data import demographics, film_check, images, preprocess, record_text, records
+from medvlp_jax.data import burned_in, demographics, film_check, images, preprocess, record_text, records
 from medvlp_jax.data.labels import label_vector
 from medvlp_jax.data.staging import Example, Rejection
 from medvlp_jax.data.view_geometry import box_in_view, view_to_image
@@ -71,8 +71,8 @@ def make_record(
     try:
         data = images.read_bytes(item["path"])
         frame = None if config.frame < 0 else config.frame
-        # Boxes, masks and borders are places in the whole picture.
-        placed = config.crop_border or masks or lungs or item.get("boxes") or item.get("pixel_boxes")
+        # Boxes, masks, borders and letters are places in the whole picture.
+        placed = config.crop_border or config.blank_burned_in or masks or lungs or item.get("boxes") or item.get("pixel_boxes")
         if config.size and not placed:
             image, whole = images.read_for_resize(data, config.size, config.fit, frame=frame)
         else:
@@ -96,6 +96,11 @@ def _record(
     masks = [(name, _fitted(mask, image.shape)) for name, mask in (masks(image) if callable(masks) else masks)]
     lungs = [None if lung is None else _fitted(lung, image.shape) for lung in lungs]
     boxes = [*item.get("boxes", ()), *(_of_pixels(box, image.shape) for box in item.get("pixel_boxes", ()))]
+    facts = list(item.get("facts", ()))
+    if config.blank_burned_in:
+        image, blanked = burned_in.blank(image)
+        facts += ["burnt-in letters blanked"] if blanked else []
+        facts += burned_in.header_facts(data) if kind == "dicom" else []
     if config.crop_border:
         window = images.border_window(image)
         boxes = _moved(boxes, preprocess.Op("crop_border"), image, image[window].shape)
@@ -134,7 +139,7 @@ def _record(
             "file": item["image"],
             "sha256": hashlib.sha256(data).hexdigest(),
             "doubts": "|".join(doubts),
-            "facts": [*item.get("facts", ()), *text["facts"], *(f"picture looks {doubt}" for doubt in doubts)],
+            "facts": [*facts, *text["facts"], *(f"picture looks {doubt}" for doubt in doubts)],
         },
     )
     return [(item["image_id"], example)]

@@ -14,7 +14,7 @@ from medvlp_jax.data.records import SOURCE
 CSV = 'ImageId, Encoded,note\na,1 2,"two\nlines, one cell"\nb,-1,\nc,1\nd,,,\n'
 SETTINGS = dict(size=0, fit="pad", crop_border=False, depth=8, encoding="auto", frame=-1)
 SETTINGS |= dict(only_frontal=False, sentences="simple", film_check=False, public=False, age_and_sex=True)
-SETTINGS |= dict(labels="own", cleaning="none", deid="keep")
+SETTINGS |= dict(labels="own", cleaning="none", deid="keep", blank_burned_in=False)
 
 
 @pytest.mark.parametrize("kind", ["t.csv", "t.csv.gz", "t.csv.zip"])
