@@ -226,15 +226,16 @@ def loss(
         directions=(rule.image_to_text, rule.text_to_image),
     )
     used = taking_part(batch, (section,))
-    local = grouped(lambda e, b: _local(e, b[f"has_{section}"], rule), embeddings, used, rule.group_size, sweep)
+    local = grouped(lambda e, b: local_terms(e, b[f"has_{section}"], rule), embeddings, used, rule.group_size, sweep)
     of_regions = local["region_to_seen"] + local["seen_to_region"]
     of_sentences = local["sentence_to_seen"] + local["seen_to_sentence"]
     total = pairs["pairs"] + rule.region_weight * of_regions + rule.sentence_weight * of_sentences
     return total, {**pairs, **local}
 
 
-def _local(e: Embeddings, valid_B: Array, rule: Any) -> dict[str, Array]:
-    """The local terms of every view, averaged over views."""
+def local_terms(e: Embeddings, valid_B: Bool[Array, " B"], rule: Any) -> dict[str, Array]:
+    """The four local terms by name, each a mean over views. Args: rule: `local_temperature`, `threshold`, `beta`,
+    `smoothing`."""
     views, grid = range(e.image_BxVxD.shape[1]), e.region_BxVxhxwxD.shape[2:4]
     target_RxR = spatial_targets(*grid, threshold=rule.threshold, beta=rule.beta, smoothing=rule.smoothing)
     of_views = [
