@@ -27,7 +27,6 @@ import zlib
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +34,7 @@ import numpy as np
 from medvlp_jax.data import film_records, images
 from medvlp_jax.data.staging import Rejection
 from tfds_builders.image_report_folder.make_dummy_data import dicom, ellipses
+from tfds_builders.testing import settings
 
 TIME_LIMIT, MEMORY_LIMIT, ADDRESS_LIMIT = 10.0, 2**30, 2**33
 WALL_LIMIT = 120.0
@@ -335,22 +335,14 @@ def repaired(data: bytes) -> bytes:
 def make(data: bytes, number: int, path: Path) -> tuple[str, bool]:
     """(what came of the file, whether that is documented); settings vary with the number."""
     path.write_bytes(data)
-    config = SimpleNamespace(
+    config = settings(
         size=(256, 0)[number % 5 == 0],
         fit=images.FITS[number % 3],
         crop_border=number % 4 == 0,
         depth=(8, 16)[number % 6 == 0],
-        encoding="auto",
         frame=(-1, 0)[number % 2],
         only_frontal=number % 7 == 0,
-        sentences="simple",
-        labels="own",
-        cleaning="none",
-        deid="keep",
-        film_check=True,
         blank_burned_in=number % 3 == 0,
-        age_and_sex=True,
-        public=False,
     )
     item = {"row": number, "image": "x", "path": str(path), "split": "train", "view": "", "view_from_header": True}
     item |= dict.fromkeys(("image_id", "study_id", "patient_id"), "x")

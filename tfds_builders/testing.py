@@ -9,11 +9,19 @@ import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from medvlp_jax.data.records import SOURCE
 from medvlp_jax.data.staging import Rejection, config_dict, count_reasons
+
+
+def settings(**changes: Any) -> SimpleNamespace:
+    """What a build of local files is asked for: the defaults of `common.LocalConfig` with some changed."""
+    from tfds_builders.common import LocalConfig  # imports TFDS
+
+    fields = [field for field in dataclasses.fields(LocalConfig) if field.default is not dataclasses.MISSING]
+    return SimpleNamespace(**{field.name: field.default for field in fields} | changes)
 
 
 @dataclasses.dataclass

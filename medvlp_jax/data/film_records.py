@@ -72,7 +72,14 @@ def make_record(
         data = images.read_bytes(item["path"])
         frame = None if config.frame < 0 else config.frame
         # Boxes, masks, borders and letters are places in the whole picture.
-        placed = config.crop_border or config.blank_burned_in or masks or lungs or item.get("boxes") or item.get("pixel_boxes")
+        placed = (
+            config.crop_border
+            or config.blank_burned_in
+            or masks
+            or lungs
+            or item.get("boxes")
+            or item.get("pixel_boxes")
+        )
         if config.size and not placed:
             image, whole = images.read_for_resize(data, config.size, config.fit, frame=frame)
         else:

@@ -1,7 +1,6 @@
 """Letters near the border are painted over; lungs and everything else of the picture stay as they are."""
 
 import io
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,6 +13,7 @@ from medvlp_jax.data.records import SOURCE
 from tfds_builders.cxr_phantom.picture import render
 from tfds_builders.cxr_phantom.study import patient_body, sample_study
 from tfds_builders.image_report_folder.make_dummy_data import dicom
+from tfds_builders.testing import settings
 
 
 def phantom(patient, size=256):
@@ -97,10 +97,9 @@ def test_header_facts_are_counted_only_when_asked(tmp_path):
     (tmp_path / "a.dcm").write_bytes(buffer.getvalue())
     item = {"row": 1, "image": "a.dcm", "path": str(tmp_path / "a.dcm"), "view": "PA", "split": "train"}
     item |= dict.fromkeys(("image_id", "study_id", "patient_id"), "x")
-    settings = dict(size=0, fit="pad", crop_border=False, depth=8, encoding="auto", frame=-1, only_frontal=False)
-    settings |= dict(sentences="simple", film_check=False, public=False)
-    ((_, plain),) = film_records.make_record(item, SimpleNamespace(**settings, blank_burned_in=False))
-    ((_, clean),) = film_records.make_record(item, SimpleNamespace(**settings, blank_burned_in=True))
+    ask = {"size": 0, "film_check": False}
+    ((_, plain),) = film_records.make_record(item, settings(**ask))
+    ((_, clean),) = film_records.make_record(item, settings(**ask, blank_burned_in=True))
     assert plain[SOURCE]["facts"] == []
     facts = ["burnt-in letters blanked", "BurnedInAnnotation YES", "DICOM overlay left out"]
     assert clean[SOURCE]["facts"] == facts

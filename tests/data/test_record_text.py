@@ -1,22 +1,20 @@
 """Text and labels of a record under the settings of a build. All texts are invented."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from medvlp_jax.data import film_records, record_text
+from tfds_builders.testing import settings
 
 ITEM = {
     "findings": "Small left effusion,  as on XXXX XXXX. No pneumothorax.",
     "impression": "Pneumonia cannot be excluded.",
     "report": "FINDINGS: as on XXXX XXXX.\nIMPRESSION: x",
 }
-SETTINGS = {"labels": "own", "cleaning": "none", "deid": "keep", "sentences": "simple"}
 READ = {"Pneumonia": -1, "Pneumothorax": 0, "Pleural Effusion": 1}
 
 
-def fields(item=None, **settings):
-    return record_text.text_fields(ITEM if item is None else item, SimpleNamespace(**SETTINGS | settings))
+def fields(item=None, **changes):
+    return record_text.text_fields(ITEM if item is None else item, settings(**changes))
 
 
 def test_by_default_text_is_as_it_was():
@@ -60,7 +58,7 @@ def test_phrases_keep_their_places():
 
 
 def test_values_that_do_not_exist():
-    config = SimpleNamespace(**SETTINGS, fit="pad", depth=8, encoding="auto", size=8)
+    config = settings()
     film_records.check_settings(config)
     for name, choices in record_text.CHOICES.items():
         config.__dict__[name] = "x"

@@ -2,7 +2,6 @@
 
 import gzip
 import zipfile
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -10,11 +9,9 @@ import pytest
 
 from medvlp_jax.data import data_sets, film_records, images, splits, tables
 from medvlp_jax.data.records import SOURCE
+from tfds_builders.testing import settings
 
 CSV = 'ImageId, Encoded,note\na,1 2,"two\nlines, one cell"\nb,-1,\nc,1\nd,,,\n'
-SETTINGS = dict(size=0, fit="pad", crop_border=False, depth=8, encoding="auto", frame=-1)
-SETTINGS |= dict(only_frontal=False, sentences="simple", film_check=False, public=False, age_and_sex=True)
-SETTINGS |= dict(labels="own", cleaning="none", deid="keep", blank_burned_in=False)
 
 
 @pytest.mark.parametrize("kind", ["t.csv", "t.csv.gz", "t.csv.zip"])
@@ -79,7 +76,7 @@ def test_boxes_and_masks_follow_the_image(tmp_path):
     item = {"row": 1, "image": "a.png", "path": str(tmp_path / "a.png"), "view": "PA", "split": "train"}
     item |= dict.fromkeys(("image_id", "study_id", "patient_id"), "x")
     item["pixel_boxes"] = [{"box": [30, 40, 50, 60], "finding": "Lung Lesion"}]
-    config = SimpleNamespace(**SETTINGS | dict(size=40, crop_border=True))
+    config = settings(size=40, crop_border=True, film_check=False)
     small = (image[::2, ::2] > 200).astype(np.uint8)  # a mask drawn at half the size
     ((_, made),) = film_records.make_record(item, config, masks=[("Lung Lesion", small)], lungs=[None, image > 0])
     stored = cv2.imdecode(np.frombuffer(made["image"], np.uint8), -1)
