@@ -5,7 +5,8 @@
 
 Without --name, `mimic_cxr` is first built from drawn films (`mimic_folder.py`) at 256 pixels, as JPEG and as PNG.
 Printed are, for each, records read without decoding, read and decoded to uint8, and batches of 256 of what training
-gets before it augments (`data.pipeline`, a new order every epoch). Everything lies in the page cache: a first epoch
+gets before it augments (`data.pipeline`, a new order every epoch); in brackets the same for each second of processor
+time, which hardly changes when something else runs on the machine. Everything lies in the page cache: a first epoch
 from a slow disk is bounded by the bytes a record, which are printed.
 """
 
@@ -34,8 +35,12 @@ from medvlp_jax.data.records import RecordSource  # noqa: E402
 BATCH = 256
 
 
-def in_threads(source: RecordSource, each: Callable[[dict], object], threads: int, seconds: float) -> float:
-    """Records per second that so many threads read at random and give to `each`."""
+Rates = tuple[float, float]
+"""A second, and a second of processor time."""
+
+
+def in_threads(source: RecordSource, each: Callable[[dict], object], threads: int, seconds: float) -> Rates:
+    """Records that so many threads read at random and give to `each`."""
     until = time.perf_counter() + seconds
 
     def work(seed: int) -> int:
@@ -45,21 +50,22 @@ def in_threads(source: RecordSource, each: Callable[[dict], object], threads: in
             count += 1
         return count
 
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     with ThreadPoolExecutor(threads) as pool:
-        return sum(pool.map(work, range(threads))) / (time.perf_counter() - start)
+        count = sum(pool.map(work, range(threads)))
+    return count / (time.perf_counter() - start), count / (time.process_time() - used)
 
 
-def in_batches(source: RecordSource, threads: int, seconds: float) -> float:
-    """Images per second of the training pipeline, decoded, not augmented."""
+def in_batches(source: RecordSource, threads: int, seconds: float) -> Rates:
+    """Images of the training pipeline, decoded, not augmented."""
     make = preprocess.build("decode|center(256)|keep('image')")
     batches = pipeline.train_batches(source, make, batch_size=BATCH, seed=0, num_threads=threads)
     try:
         next(batches)
-        start, count = time.perf_counter(), 0
+        start, used, count = time.perf_counter(), time.process_time(), 0
         while time.perf_counter() - start < seconds:
             count += len(next(batches)["image"])
-        return count / (time.perf_counter() - start)
+        return count / (time.perf_counter() - start), count / (time.process_time() - used)
     finally:
         batches.close()
 
@@ -70,13 +76,14 @@ def report(data_dir: str, name: str, threads: list[int], seconds: float, rounds:
     shape = preprocess.decode_grey(source[0]["image"]).shape
     print(f"{name}: {len(source)} records, {shape[0]} x {shape[1]} pixels, {size / 1000:.1f} kB an image")
     for count in threads:
-        found: dict[str, list[float]] = {}
+        found: dict[str, list[Rates]] = {}
         for _ in range(rounds):
             read = in_threads(source, lambda record: None, count, seconds)
             decoded = in_threads(source, lambda record: preprocess.decode_grey(record["image"]), count, seconds)
             for what, rate in (("read", read), ("decoded", decoded), ("batches", in_batches(source, count, seconds))):
                 found.setdefault(what, []).append(rate)
-        rates = ", ".join(f"{what} {statistics.median(values):,.0f}" for what, values in found.items())
+        medians = {what: [statistics.median(of) for of in zip(*rates, strict=True)] for what, rates in found.items()}
+        rates = ", ".join(f"{what} {wall:,.0f} ({cpu:,.0f})" for what, (wall, cpu) in medians.items())
         print(f"  {count} threads, images/s: {rates}", flush=True)
 
 
