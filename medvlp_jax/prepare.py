@@ -303,8 +303,8 @@ def _told(chosen: argparse.Namespace, settings: dict[str, str]) -> tuple[Any, in
         print(f"{told['folder']}: {told['files']} files, {size}; records read: {counts}")
         for problem in told["problems"]:
             print(f"WRONG  {problem}")
-        print(f"{len(told['problems'])} things are wrong." if told["problems"] else "As it was built.")
-        return told, bool(told["problems"])
+        print(f"Wrong: {len(told['problems'])}" if told["problems"] else "As it was built.")
+        return told, int(bool(told["problems"]))
     folder = prepare(
         name,
         chosen.data_dir,

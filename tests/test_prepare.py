@@ -185,7 +185,7 @@ def test_verify(built, tmp_path, capsys):
         "stranger.txt was not built here",
         "split train: studies differs from counts.json: 4, not 5",
     ]
-    assert "5 things are wrong." in capsys.readouterr().out
+    assert "Wrong: 5" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("damage", ["cut", "bytes", "gone"])

@@ -81,10 +81,12 @@ def letters(grey_HxW: UInt8[np.ndarray, "H W"]) -> list[Region]:
     count, labels, stats, _ = cv2.connectedComponentsWithStats(thin, connectivity=8)
     candidates = []
     letters_HxW = np.zeros_like(thin)
-    for number in range(1, count):
+    of_height = (stats[:count, cv2.CC_STAT_HEIGHT] >= low) & (stats[:count, cv2.CC_STAT_HEIGHT] <= high)
+    of_height[0] = False  # the ground
+    for number in np.flatnonzero(of_height):
         left, top, w, h, area = (int(value) for value in stats[number])
         box = (top, left, top + h, left + w)
-        if not (low <= h <= high and w <= LONGEST * h and _near_border(box, height, width)):
+        if not (w <= LONGEST * h and _near_border(box, height, width)):
             continue
         if not FILL[0] <= area / (w * h) <= (1.0 if w < THICKEST * h else FILL[1]):
             continue
@@ -135,9 +137,8 @@ def _stands_out(
     gap = max(1, height // 8)
     box = grey[max(0, top - gap) : bottom + gap, max(0, left - gap) : right + gap]
     wide, narrow = ((box > ground + share * contrast).sum() for share in (0.25, 0.75))
-    return (
-        bool(narrow) and wide / narrow <= SOFTEST + 6 / height
-    )  # edges are a pixel wide, which matters for small ones
+    # Edges are a pixel wide, which matters for small letters.
+    return bool(narrow) and wide / narrow <= SOFTEST + 6 / height
 
 
 def _frame(image: np.ndarray, top: int, left: int, bottom: int, right: int) -> np.ndarray:
@@ -145,7 +146,7 @@ def _frame(image: np.ndarray, top: int, left: int, bottom: int, right: int) -> n
     gap = max(2, (bottom - top) // 8)
     more = gap + max(2, (bottom - top) // 3)
     rows, columns = slice(max(0, top - more), bottom + more), slice(max(0, left - more), right + more)
-    outside = np.ones(image.shape, bool)[rows, columns]
+    outside = np.ones(image[rows, columns].shape, bool)
     inner_top, inner_left = top - gap - rows.start, left - gap - columns.start
     outside[max(0, inner_top) : bottom + gap - rows.start, max(0, inner_left) : right + gap - columns.start] = False
     pixels = image[rows, columns][outside]

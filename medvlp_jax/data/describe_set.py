@@ -17,6 +17,7 @@ from medvlp_jax.data.records import split_order
 from medvlp_jax.data.staging import config_dict
 
 WIDTH = 120
+_WRAP = {"break_long_words": False, "break_on_hyphens": False}
 
 
 def summary(module: ModuleType) -> str:
@@ -87,14 +88,14 @@ def lines(described: Mapping[str, Any]) -> list[str]:
     name = described["name"]
     out = [f"{name}: {described['summary']}"]
     if described["access"]:
-        out += textwrap.wrap(f"Access: {described['access']}", WIDTH, subsequent_indent="  ", break_long_words=False)
+        out += textwrap.wrap(f"Access: {described['access']}", WIDTH, subsequent_indent="  ", **_WRAP)
     configs = described["configs"]
     first = next(iter(configs.values()))
     out.append(f"Settings (--<setting> <value>) of {name}/{next(iter(configs))}, their defaults and what they mean:")
     for setting, default in first.items():
         meaning = described["settings"].get(setting, {}).get("meaning", "")
         indent = " " * 6
-        out += textwrap.wrap(f"  --{setting} {default!r}  {meaning}".rstrip(), WIDTH, subsequent_indent=indent)
+        out += textwrap.wrap(f"  --{setting} {default!r}  {meaning}".rstrip(), WIDTH, subsequent_indent=indent, **_WRAP)
     for config, settings in list(configs.items())[1:]:
         changed = [f"--{key} {value!r}" for key, value in settings.items() if first.get(key) != value]
         out.append(f"Config {name}/{config}: the same with {' '.join(changed) or 'nothing changed'}")
