@@ -135,8 +135,9 @@ def decades(ages: Sequence[int], records: int) -> dict[str, int]:
     if not ages:
         return {}
     count = collections.Counter(min(age, OLDEST) // 10 for age in ages)
+    unknown = records - len(ages)
     named = {f"{10 * ten}–{10 * ten + 9}": count[ten] for ten in range(9)} | {f"{OLDEST}+": count[9]}
-    return {name: number for name, number in named.items() if number} | {"not known": records - len(ages)}
+    return {name: number for name, number in named.items() if number} | ({"not known": unknown} if unknown else {})
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
