@@ -133,7 +133,7 @@ class Processes:
         errors: collections.deque[str] = collections.deque(maxlen=_KEPT)
         readers = [
             threading.Thread(target=self._read, args=(process.stdout, output, label), daemon=True),
-            threading.Thread(target=self._read, args=(process.stderr, errors, ""), daemon=True),
+            threading.Thread(target=self._read, args=(process.stderr, errors, label), daemon=True),
         ]
         for reader in readers:
             reader.start()
@@ -154,7 +154,7 @@ class Processes:
     def _read(self, lines, kept, label: str) -> None:
         for line in lines:
             kept.append(line)
-            if label and line.split(maxsplit=1)[:1] and line.split(maxsplit=1)[0] in _SHOWN:
+            if line.split(maxsplit=1)[:1] and line.split(maxsplit=1)[0] in _SHOWN:
                 self._say(f"          [{label}] {line.rstrip()}")
 
     def _pass_on(self, number, _frame) -> None:

@@ -219,6 +219,7 @@ def row(name, value, chance):
 def made_up(monkeypatch):
     monkeypatch.setattr(runs, "Processes", MadeUp)
     monkeypatch.setattr(MadeUp, "commands", [])
+    monkeypatch.setattr(MadeUp, "ms", dict(MadeUp.ms))
     return MadeUp
 
 
@@ -275,7 +276,7 @@ def test_the_budget_sets_the_length_of_the_schedule(made_up, tmp_path):
 def test_the_same_command_reuses_goes_on_and_grows(made_up, tmp_path, capsys):
     assert compare(tmp_path / "c", configs="imitate", budget="60s", seeds=1) == 0
     del made_up.commands[:]
-    made_up.ms = made_up.ms | {"imitate": 1000.0}  # steps stay those of the first calibration
+    made_up.ms["imitate"] = 1000.0  # steps stay those of the first calibration
     assert compare(tmp_path / "c", budget="60s", seeds=2) == 0
     assert "reused    1 finished run(s)" in capsys.readouterr().out
     trained = [command[6] for command in made_up.commands if "medvlp_jax.main" in command]
@@ -307,7 +308,7 @@ def test_failed_runs_stand_in_the_table_and_stop_no_others(made_up, tmp_path, mo
     assert "- `clip-1`: NonFiniteError: Step 3: loss=nan" in text
     assert f"--workdir {tmp_path / 'c' / 'clip-1'}" in text
     monkeypatch.setattr(made_up, "fails", {})
-    made_up.ms = made_up.ms | {"siglip": 50.0}
+    made_up.ms["siglip"] = 50.0
     assert compare(tmp_path / "c", configs="imitate,clip,siglip", seeds=2) == 0  # tried again
     assert read(tmp_path / "c")["unfinished"] == []
 
