@@ -40,6 +40,17 @@ def folder_of(data_dir):
     return data_dir / "image_report_folder" / "dummy" / "1.0.0"
 
 
+def test_a_setting_newer_than_the_folder(tmp_path):
+    """A folder that was prepared before a setting existed was prepared with its default."""
+    config = prepare._config(*prepare._load("image_report_folder"), "image_report_folder", {"size": "32"})
+    before = {name: value for name, value in staging.config_dict(config).items() if name not in ("labels", "deid")}
+    (tmp_path / "provenance.json").write_text(json.dumps({"config": before}))
+    prepare._same_settings(tmp_path, config)
+    config.labels = "rules"
+    with pytest.raises(prepare.PrepareError, match="labels: built with 'own', asked 'rules'"):
+        prepare._same_settings(tmp_path, config)
+
+
 def test_side_tables(built):
     folder = folder_of(built)
     counts = json.loads((folder / "counts.json").read_text())

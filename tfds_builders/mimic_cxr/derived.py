@@ -95,7 +95,6 @@ def sectioned_facts(found: Sectioned, items: list[dict[str, Any]]) -> dict[str, 
     return {name: value for name, value in facts.items() if value}
 
 
-@functools.lru_cache(maxsize=2)
 def read_section_lists(path: Path) -> dict[str, str | tuple[int, int]]:
     """Study -> the name of the section that holds its text, or (start, end) of the text in its file.
 

@@ -149,7 +149,7 @@ def plan(config: MimicConfig) -> Plan:
 
 
 def _expect_reports(items: list[dict[str, Any]], reports: str, config: MimicConfig) -> dict[str, Any]:
-    """What is known of the reports before any is read, for provenance.
+    """What is known of the reports before any is read, for provenance; items of hand-made lists get their entry.
 
     Raises: ValueError when none of some studies has a report: the folder is the wrong one, and the build would take
       hours to say so; and for a table or lists of another form.
@@ -170,6 +170,9 @@ def _expect_reports(items: list[dict[str, Any]], reports: str, config: MimicConf
             f"No report under {reports!r}: looked for {', '.join(REPORT_PATHS)} of {len(some)} studies, {{tree}} being "
             "p10/p10000032/s50414267. Reports belong to MIMIC-CXR: give their folder or .zip with --reports."
         )
+    for item in items:
+        if item["study_id"] in lists:
+            item["section_list"] = lists[item["study_id"]]
     return {"section_lists": derived.section_list_facts(lists, items)} if lists else {}
 
 
@@ -267,12 +270,11 @@ def _text(item: dict[str, Any], config: MimicConfig) -> tuple[str, dict[str, Any
         raise Rejection("damaged_report_file", row=item["row"], item=item["image"], detail=str(error)) from None
     if report is None:
         raise Rejection("missing_report_file", row=item["row"], item=item["image"])
-    if config.section_lists:
-        entry = derived.read_section_lists(Path(config.section_lists).expanduser()).get(item["study_id"])
-        if entry is not None:
-            both = sections.apply_policy(derived.listed_text(report, entry, item), "", "mask")
-            kind = "by name" if isinstance(entry, str) else "by place"
-            return report, both, [f"text: hand-made section list, {kind}"]
+    entry = item.get("section_list")
+    if entry is not None:
+        both = sections.apply_policy(derived.listed_text(report, entry, item), "", "mask")
+        kind = "by name" if isinstance(entry, str) else "by place"
+        return report, both, [f"text: hand-made section list, {kind}"]
     parsed = sections.parse_sections(report, config.sections)
     both = sections.choose(parsed, policy)
     return report, both, _found(both)

@@ -131,7 +131,6 @@ def test_hand_made_section_lists(root, tmp_path):
         ('{"custom_indices": {"s5": [3]}}', "entry 1 of"),
     ):
         (tmp_path / "lists.json").write_text(text)
-        derived.read_section_lists.cache_clear()
         with pytest.raises(ValueError, match=message):
             make(mimic_cxr, root=str(root), section_lists=str(tmp_path / "lists.json"))
     table = str(root / "derived/mimic_cxr_sectioned.csv")
