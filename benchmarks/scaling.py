@@ -130,7 +130,7 @@ def word_region_row(key: str) -> list[str]:
 
 def equality_row(key: str) -> list[str]:
     """The worst errors over everything."""
-    return [key, *(f"{error:.1e}" for error in pairwise.equality())]
+    return [key, *(f"{error:.1e}".replace("e-0", "e-") for error in pairwise.equality())]
 
 
 def speed_rows(keys: Sequence[str], *, sides: dict[str, str]) -> Iterator[list[str]]:
