@@ -78,14 +78,18 @@ def test_released_loss_of_plain_arrays_when_nothing_is_learnt():
 def test_loss_is_its_terms_and_blind_to_the_order_of_samples():
     e = embeddings_of(8)
     value, terms = loss_of(e, weights__tokens=0.7, weights__prototypes=0.5)
-    pairs = contrastive(e.image_BxVxD[:, 0], e.text_BxD, temperature=0.07)
-    words, patches = token_alignment_loss(e.word_BxWxD, e.region_BxVxPxD[:, 0], e.mask_BxW, e.weight_BxW)
-    shared = prototype_loss(e.image_BxVxD[:, 0], e.text_BxD, e.prototype_BxKxD[0])
-    expected = {"pairs": pairs, "words": words, "patches": patches, "prototypes": shared}
-    assert {n: float(x) for n, x in terms.items()} == pytest.approx(
-        {n: float(x) for n, x in expected.items()}, rel=1e-5
-    )
-    assert float(value) == pytest.approx(float(pairs + 0.7 * (words + patches) + 0.5 * shared), rel=1e-5)
+
+    @jax.jit
+    def formulas(e):
+        words, patches = token_alignment_loss(e.word_BxWxD, e.region_BxVxPxD[:, 0], e.mask_BxW, e.weight_BxW)
+        pairs = contrastive(e.image_BxVxD[:, 0], e.text_BxD, temperature=0.07)
+        shared = prototype_loss(e.image_BxVxD[:, 0], e.text_BxD, e.prototype_BxKxD[0])
+        return {"pairs": pairs, "words": words, "patches": patches, "prototypes": shared}
+
+    expected = {name: float(x) for name, x in formulas(e).items()}
+    assert {name: float(x) for name, x in terms.items()} == pytest.approx(expected, rel=1e-5)
+    tokens_term = expected["words"] + expected["patches"]
+    assert float(value) == pytest.approx(expected["pairs"] + 0.7 * tokens_term + 0.5 * expected["prototypes"], rel=1e-5)
     turned = jax.tree.map(lambda x: np.roll(x, 3, axis=0), e)
     assert float(loss_of(turned, weights__tokens=0.7, weights__prototypes=0.5)[0]) == pytest.approx(
         float(value), rel=1e-5
@@ -178,7 +182,7 @@ def test_patches_of_a_vit_weigh_what_its_class_token_pays_them():
     image = jax.jit(lambda v: model.apply(v, batch["image"], method="embed_image"))(variables)
     assert image.regions == {}
     trunk = model.bind(variables).trunk.clone(parent=None, name=None)
-    levels = trunk.apply(
+    levels = jax.jit(trunk.apply)(
         {"params": variables["params"]["trunk"]}, towers.pixels(batch["image"], config.image, "float32")
     )
     np.testing.assert_allclose(image.pooled_BxVxC[:, 0], levels["cls"], atol=1e-4)
@@ -186,11 +190,8 @@ def test_patches_of_a_vit_weigh_what_its_class_token_pays_them():
     np.testing.assert_allclose(paid.sum(axis=-1), 1.0, rtol=1e-5)
     expected = attention_weights(jnp.asarray(paid[:, :, 0, 1:].mean(axis=1)))
     np.testing.assert_allclose(e.patch_weight_BxVxP[:, 0], expected, atol=1e-5)
-    of_patches = METHOD.loss(e, batch, config, 0)[1]["patches"]
-    assert (
-        abs(float(of_patches) - float(METHOD.loss(e.replace(patch_weight_BxVxP=None), batch, config, 0)[1]["patches"]))
-        > 1e-4
-    )
+    patches = jax.jit(lambda e: METHOD.loss(e, batch, config, 0)[1]["patches"])
+    assert abs(float(patches(e)) - float(patches(e.replace(patch_weight_BxVxP=None)))) > 1e-4
 
 
 def test_a_step_keeps_prototypes_at_length_one():
