@@ -12,6 +12,7 @@ Speeds mean something on an idle machine only.
 import argparse
 import functools
 import gc
+import importlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ from medvlp_jax.plan import topology
 topology.prepare_environment()
 
 from benchmarks import loss_memory, pairwise, tables, traffic  # noqa: E402
-from configs import imitate  # noqa: E402
+from medvlp_jax import methods  # noqa: E402
 from medvlp_jax.plan import costs  # noqa: E402
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "scaling.md"
 EXAMPLES = 217_000  # pairs of MIMIC-CXR; 50 epochs of them are the run whose hours are given
 RECIPE = {"epochs": 50}
+METHODS_BATCH = 1024  # of the plans of all methods: 64 per chip of v5e:4x4
 # What follows `--topology`, as it is typed; the batch is the recipe's 1,024 unless said otherwise.
 PLANS = (
     "v5e:4x4",
@@ -49,9 +51,9 @@ RING = {"v5e:4x4": 16, "v5e:8x8": 64, "v5e:16x16": 256, "v4:8x8x8": 512, "v4:8x8
 WORD_REGION = ((512, 196, 64), (2048, 196, 64), (1024, 361, 97))
 
 
-def plan(name: str, fields: dict[str, Any]) -> costs.Plan:
-    """The plan of the full recipe with some fields changed."""
-    config = imitate.get_config().unlock()
+def plan(name: str, fields: dict[str, Any], method: str = "imitate") -> costs.Plan:
+    """The plan of a method's full recipe with some fields changed."""
+    config = importlib.import_module(f"configs.{method}").get_config().unlock()
     config.update_from_flattened_dict({**RECIPE, **fields})
     gc.collect()  # a compiled step holds gigabytes
     return costs.make_plan(config.lock(), topology.describe(name), examples=EXAMPLES, text_width=768)
@@ -75,6 +77,21 @@ def plan_row(key: str) -> list[str]:
         f"{1e3 * estimate:.1f} ms" if estimate else "-",
         f"{100 * p.mfu:.0f} %",
         f"{p.hours:.2f} h" + (f" ({p.hours * estimate / p.step_seconds:.2f} h)" if estimate else ""),
+    ]
+
+
+def method_row(key: str) -> list[str]:
+    """One row of the plans of all methods."""
+    p = plan("v5e:4x4", {"batch_size": METHODS_BATCH}, key)
+    if p.fits:
+        return [key, p.fits, *["-"] * 4]
+    return [
+        key,
+        f"{(p.memory['parameters'] + p.memory['optimizer']) / 2**30:.2f} GiB",
+        f"{p.memory['total'] / 2**30:.2f} of {p.memory_limit / 2**30:.2f} GiB",
+        f"{p.model_flops / p.batch_size / 1e9:.0f} GFLOP",
+        f"{1e3 * p.step_seconds:.1f} ms ({max(p.bounds, key=p.bounds.get)})",
+        f"{1e3 * p.compiled.seconds:.1f} ms" if p.compiled.seconds else "-",
     ]
 
 
@@ -113,7 +130,7 @@ def word_region_row(key: str) -> list[str]:
 
 def equality_row(key: str) -> list[str]:
     """The worst errors over everything."""
-    return [key, *(f"{error:.1e}" for error in pairwise.equality())]
+    return [key, *(f"{error:.1e}".replace("e-0", "e-") for error in pairwise.equality())]
 
 
 def speed_rows(keys: Sequence[str], *, sides: dict[str, str]) -> Iterator[list[str]]:
@@ -154,6 +171,12 @@ TABLES = {
         tuple(f"`{key}`" for key in PLANS),
         lambda keys: (plan_row(key.strip("`")) for key in keys),
         60,
+    ),
+    "methods": tables.Table(
+        ("method", "parameters and optimizer", "memory", "FLOPs per pair", "step at peak rates", "compiler's estimate"),
+        tuple(sorted(methods.METHODS)),
+        _each(method_row),
+        120,
     ),
     "traffic": tables.Table(
         ("step", "HBM traffic per image", "compiler's estimate", "temporaries"),

@@ -9,6 +9,9 @@ the released code does (`torch_imitate.py` says which settings make it fastest).
 view, and takes text vectors from the cache (`cached`) or from BERT inside the step (`live`, without any padding);
 `reports` is `live` with lengths as reports have them (see REPORT_TOKENS), which PyTorch pads to full length.
 
+`cached_peak` and `live_peak` are bounds: products of two matrices of side 2,048 alone, in PyTorch, as many as the FLOPs
+of our step (counted by the compiler) need. No step can be faster whose FLOPs run at the speed of such products.
+
 The two sides run in two processes on the same cores, in turns, one step at a time; the ratio of medians is printed.
 """
 
@@ -28,7 +31,8 @@ except ImportError:  # started as a file
     import turns
 
 HERE = Path(__file__).resolve().parent
-KINDS = ("torch", "cached", "live", "reports")
+KINDS = ("torch", "cached", "live", "reports", "cached_peak", "live_peak")
+SIDE = 2048  # of the matrices behind a bound
 # Median tokens of a section in the `reports` figure: lengths are log-normal with a spread of 0.5, cut to `--tokens`.
 REPORT_TOKENS = {"findings": 90, "impression": 30}
 
@@ -37,6 +41,35 @@ def our_step(
     kind: str, batch_size: int, image_size: int, tokens: int, dtype: str = "float32", clip_norm: float = 0.0
 ) -> Callable[[], float]:
     """Builds the step that training runs, from the config of the full recipe, on the default devices."""
+    train_step, make_state, frozen, batch = _our_parts(kind, batch_size, image_size, tokens, dtype, clip_norm)
+    holder = [make_state()]
+
+    def step() -> float:
+        holder[0], metrics = train_step(holder[0], frozen, batch)
+        return float(metrics["loss"])
+
+    return step
+
+
+def peak_step(kind: str, batch_size: int, image_size: int, tokens: int) -> Callable[[], float]:
+    """Products of square matrices in PyTorch with as many FLOPs as our step of that kind has."""
+    import jax
+    import torch
+
+    train_step, make_state, frozen, batch = _our_parts(kind, batch_size, image_size, tokens, "float32", 0.0)
+    flops = train_step.lower(jax.eval_shape(make_state), frozen, batch).cost_analysis()["flops"]
+    x, y = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
+    products = round(flops / (2 * SIDE**3))
+
+    def step() -> float:
+        for _ in range(products):
+            out = x @ y
+        return float(out[0, 0])
+
+    return step
+
+
+def _our_parts(kind: str, batch_size: int, image_size: int, tokens: int, dtype: str, clip_norm: float):
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -78,30 +111,25 @@ def our_step(
     train_step = steps.compile_train_step(train_step, target, mesh)
     batch = jax.device_put(batch, sharding.batch_sharding(mesh))
     frozen = jax.device_put(frozen, sharding.replicated(mesh))
-    holder = [make_state()]
-
-    def step() -> float:
-        holder[0], metrics = train_step(holder[0], frozen, batch)
-        return float(metrics["loss"])
-
-    return step
+    return train_step, make_state, frozen, batch
 
 
 def worker(kind: str, threads: int, batch_size: int, image_size: int, tokens: int) -> None:
     """Serves steps: one line in, one line with its seconds out."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    if kind == "torch":
+    sizes = (batch_size, image_size, tokens)
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if kind == "torch" or kind.endswith("_peak"):
         import torch
         import torch_imitate
 
         torch.set_num_threads(threads)
-        step = torch_imitate.make_step(batch_size, image_size, tokens)
+        step = torch_imitate.make_step(*sizes) if kind == "torch" else peak_step(kind.removesuffix("_peak"), *sizes)
     else:
-        os.environ["JAX_PLATFORMS"] = "cpu"
         from medvlp_jax import host_memory
 
         host_memory.keep_freed_memory()
-        step = our_step(kind, batch_size, image_size, tokens)
+        step = our_step(kind, *sizes)
     turns.serve(step)
 
 

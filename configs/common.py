@@ -150,9 +150,11 @@ def base() -> ConfigDict:
     # What images are aligned with: findings, impression, report; and the parts that the last is made of, in order.
     config.text.sections = ("findings", "impression")
     config.text.report = ("findings", "impression")
-    config.text.draw = "whole"  # what a training step reads of a text: whole, or one sentence drawn anew
+    # What a training step reads of a text: whole, swapped (whole, sentences change places), or one sentence drawn anew.
+    config.text.draw = "whole"
     # What the pieces of a text are told apart by, for methods that compare parts: "" (nothing), words or sentences.
     config.text.units = ""
+    config.text.max_sentences = 0  # most sentences of a text, with those units; 0: as many as max_length holds
     config.text.split = "simple"  # rule of sentences (medvlp_jax/data/sentences.py); others clean whole texts, too
     config.text.trained = False  # the tower learns, as a part of the model; False: it is frozen
     config.text.pooling = "cls"
@@ -177,6 +179,7 @@ def base() -> ConfigDict:
     config.optimizer.warmup_steps = 0
     config.optimizer.restart_steps = 0
     config.optimizer.restart_factor = 2
+    config.optimizer.periods = 0.0  # of the schedule `waves`, in the whole run
     config.optimizer.final_learning_rate = 0.0
     # Every eval_every_steps on the validation split; and, behind training and with --mode eval, on the test split.
     config.evaluators = ("validation_loss", "retrieval", "zero_shot")

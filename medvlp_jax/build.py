@@ -20,7 +20,7 @@ from medvlp_jax.interop import load_resnet, load_vit
 from medvlp_jax.losses import schedules
 from medvlp_jax.methods import towers
 
-DRAWS = ("whole", "sentence")  # what a training step reads of a text
+DRAWS = ("whole", "swapped", "sentence")  # what a training step reads of a text
 
 
 class Parts(NamedTuple):
@@ -70,6 +70,11 @@ def assemble(config: Any, mesh: Mesh, say=print) -> Parts:
             f"text.units={config.text.units!r}, text.split={config.text.split!r} with text.trained=False: a frozen "
             "tower gives one vector per text, split by the rule 'simple'. Use --config.text.trained=True "
             "--config.text.cache=False, or --config.text.units='' --config.text.split=simple."
+        )
+    if config.text.cache and config.text.draw == "swapped":
+        raise ValueError(
+            "text.draw='swapped' with text.cache=True: a cache holds texts as they were written. Use "
+            "--config.text.draw=whole, or --config.text.cache=False."
         )
     method = methods.get(config.method)
     sweep, why = pair_sweep(config, mesh)
@@ -202,7 +207,9 @@ def _preprocess(
         ops.append(f"sentence({names}, rule={rule!r})")
     elif rule != "simple":
         ops.append(f"sentences({names}, rule={rule!r})")
-    tokens = f"tokenize({config.text.max_length}, {names}, units={units!r})"
+    if draw == "swapped":
+        ops.append(f"swap_sentences({names})")
+    tokens = f"tokenize({config.text.max_length}, {names}, units={units!r}, max_sentences={config.text.max_sentences})"
     ops.append(f"cached_text({names})" if cache is not None else tokens)
     return preprocess.build("|".join(ops), tokenizer=tower.tokenizer, text_cache=cache)
 

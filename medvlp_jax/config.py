@@ -48,6 +48,12 @@ def flat(config: Any) -> dict[str, Any]:
     return result
 
 
+def changed(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """Fields that make one flat config another run than the other, sorted; FREE_FIELDS may differ."""
+    names = sorted({*stored, *current})
+    return [name for name in names if stored.get(name) != current.get(name) and not name.startswith(FREE_FIELDS)]
+
+
 def claim_workdir(config: Any, workdir: Path, *, write: bool = True) -> None:
     """Writes `config.json` into a new run folder, or checks that an old one belongs to the same run.
 
@@ -62,8 +68,7 @@ def claim_workdir(config: Any, workdir: Path, *, write: bool = True) -> None:
         differ = [
             f"{name}: the run has {stored.get(name, '(no such field)')!r}, you ask for "
             f"{current.get(name, '(no such field)')!r}"
-            for name in sorted({*stored, *current})
-            if stored.get(name) != current.get(name) and not name.startswith(FREE_FIELDS)
+            for name in changed(stored, current)
         ]
         if differ:
             raise ValueError(

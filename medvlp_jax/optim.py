@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-SCHEDULES = ("cosine", "warm_restarts", "constant")
+SCHEDULES = ("cosine", "warm_restarts", "waves", "constant")
 DECAY_MASKS = ("matrices", "all")
 OPTIMIZERS = ("adamw", "adam", "sgd")
 
@@ -20,10 +20,12 @@ def schedule(config: Any, total_steps: int) -> optax.Schedule:
     cosine: linear warm-up over `warmup_steps`, then one cosine to `final_learning_rate` at `total_steps`.
     warm_restarts: cosine cycles of `restart_steps`, each `restart_factor` (1 or 2) times as long as the one before,
       whatever the step count (torch `CosineAnnealingWarmRestarts`).
+    waves: a cosine that goes down and up again `periods` times in `total_steps` (torch `CosineAnnealingLR` past its
+      `T_max`, which is half a period).
     constant: after the warm-up.
 
-    Raises: ValueError for an unknown name, warm-up longer than the run, or warm restarts without `restart_steps` or
-      with a warm-up.
+    Raises: ValueError for an unknown name, warm-up longer than the run, warm restarts without `restart_steps`, waves
+      without `periods`, or either with a warm-up.
     """
     peak, final = config.learning_rate, config.final_learning_rate
     if config.schedule not in SCHEDULES:
@@ -33,12 +35,17 @@ def schedule(config: Any, total_steps: int) -> optax.Schedule:
             f"optimizer.warmup_steps={config.warmup_steps} is not shorter than total_steps={total_steps}. "
             f"Set --config.optimizer.warmup_steps={total_steps // 10}."
         )
+    if config.schedule in ("warm_restarts", "waves") and config.warmup_steps:
+        raise ValueError(
+            f"optimizer.warmup_steps={config.warmup_steps} has no place in {config.schedule}. Set it to 0, or choose "
+            "optimizer.schedule='cosine'."
+        )
+    if config.schedule == "waves":
+        if config.periods <= 0:
+            raise ValueError(f"optimizer.periods={config.periods}: waves need how often the rate goes down and up.")
+        half = total_steps / (2 * config.periods)
+        return lambda step: final + (peak - final) * 0.5 * (1.0 + jnp.cos(math.pi * step / half))
     if config.schedule == "warm_restarts":
-        if config.warmup_steps:
-            raise ValueError(
-                f"optimizer.warmup_steps={config.warmup_steps} has no place in warm_restarts. Set it to 0, or choose "
-                "optimizer.schedule='cosine'."
-            )
         return _warm_restarts(peak, final, config.restart_steps, config.restart_factor)
     warmup = optax.linear_schedule(0.0, peak, config.warmup_steps)
     if config.schedule == "cosine":

@@ -27,6 +27,7 @@ from medvlp_jax import heat_picture, trained
 from medvlp_jax.checkpoint import CheckpointError
 from medvlp_jax.data import film_check, images
 from medvlp_jax.data.labels import CHEXPERT_LABELS, position
+from medvlp_jax.data.sentences import split_sentences
 from medvlp_jax.data.view_geometry import view_to_image
 from medvlp_jax.evaluators import prompts as prompt_pairs
 from medvlp_jax.evaluators.pair_scores import pair_scores
@@ -116,8 +117,14 @@ class Predictor:
         )
 
     def _refuse_long(self, named: Iterable[tuple[str, str]]) -> None:
-        limit = self.run.tower.max_length
+        limit, most = self.run.tower.max_length, self.run.config.text.get("max_sentences", 0)
         for name, text in named:
+            count = len(split_sentences(text)) if most else 0
+            if count > most:
+                raise ValueError(
+                    f"{name[0].upper()}{name[1:]} {textwrap.shorten(text, 40)!r} has {count} sentences; this run takes "
+                    f"{most} (text.max_sentences). Shorten it, or give its sentences as texts of their own."
+                )
             length = self.run.tower.tokenizer.length(text)
             if length > limit:
                 raise ValueError(

@@ -1,45 +1,44 @@
 """Turn raw files into records:  python -m medvlp_jax.prepare <name>[/<config>] [--data_dir data] [--<setting>
 <value> ...]
 
-    python -m medvlp_jax.prepare                      # lists the data sets; <name> --list: the settings of one
+    python -m medvlp_jax.prepare                      # lists the data sets (--list)
+    python -m medvlp_jax.prepare mimic_cxr --describe # access, every setting with its meaning, what is prepared
+    python -m medvlp_jax.prepare mimic_cxr --root /data/mimic-cxr-jpg/2.1.0 --estimate    # what a build would take
     python -m medvlp_jax.prepare cxr_phantom          # rendered by the project itself, no download
     python -m medvlp_jax.prepare image_report_folder --name ours --manifest studies.csv --columns
     "image=path,report=report"
+    python -m medvlp_jax.prepare cxr_phantom --verify # is it still what was built?
 
-The built folder `<data_dir>/<name>/<config>/<version>/` holds the records and, beside them, `counts.json` (what was
-built), `provenance.json` (settings and checksums of the inputs), `rejected.csv` (every row left out, with its
-reason) and `ids.csv` (raw ids, which records hold only hashed). A run that is interrupted goes on where it stopped.
+Each of them takes `--json FILE`, too. The built folder `<data_dir>/<name>/<config>/<version>/` holds the records and,
+beside them, `counts.json` (what was built), `provenance.json` (settings and checksums of the inputs), `rejected.csv`
+(every row left out, with its reason), `ids.csv` (raw ids, which records hold only hashed) and `SHA256SUMS`. A run that
+is interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import concurrent.futures.process
 import contextlib
 import dataclasses
 import errno
 import fcntl
-import importlib
 import io
 import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from medvlp_jax.data import data_sets, estimate
+from medvlp_jax.data import data_sets, describe_set, estimate, shuffling
+from medvlp_jax.data.build_settings import PrepareError, base_configs, config_of, load, overrides
 from medvlp_jax.data.data_sets import BUILDERS
-from medvlp_jax.data.records import SPLITS, RecordSource
-from medvlp_jax.data.side_tables import count_all, table, write_json, write_rejected_and_ids
+from medvlp_jax.data.records import RecordSource, prepared_folder, split_order
+from medvlp_jax.data.side_tables import count_all, json_text, table, write_json, write_rejected_and_ids
 from medvlp_jax.data.staging import Staging, config_dict
-
-
-class PrepareError(RuntimeError):
-    """A data set cannot be prepared; the message says why and what to do."""
+from medvlp_jax.data.verify import verify, write_sums
 
 
 def prepare(
@@ -51,17 +50,18 @@ def prepare(
     overwrite: bool = False,
     keep_staging: bool = False,
     progress: bool = True,
+    beam: str | None = None,
     **settings: Any,
 ) -> Path:
     """Build a data set unless it is there already, print what was built, and return its folder.
 
     Args: name: data set, or data set/config. workers: processes, default one per core. overwrite: build again.
-      keep_staging: keep the chunk files. settings: fields of the builder's config; strings are converted to the type
-      of the field's default.
+      keep_staging: keep the chunk files. beam: options of an Apache Beam pipeline that makes the records. settings:
+      fields of the builder's config; strings are converted to the type of the field's default.
     Raises: PrepareError for anything the user can fix.
     """
-    builder_class, module = _load(name.split("/")[0])
-    config = _config(builder_class, module, name, settings)
+    builder_class, module = load(name.split("/")[0])
+    config = config_of(builder_class, module, name, settings)
     root = Path(data_dir)
     folder = root / builder_class.name / config.name / str(builder_class.VERSION)
     staging_folder = root / ".staging" / builder_class.name / config.name / str(builder_class.VERSION)
@@ -75,7 +75,7 @@ def prepare(
                 raise PrepareError(
                     f"{folder} exists but was not finished by this command. Add --overwrite to build it anew."
                 )
-        staging = Staging(staging_folder, workers=workers, progress=progress)
+        staging = Staging(staging_folder, workers=workers, progress=progress, beam=beam)
         _build(builder_class, config, root, folder, staging)
         if staging.reused:
             print(f"Reused {staging.reused} finished chunks of an earlier run, made {staging.made}.")
@@ -87,6 +87,7 @@ def prepare(
             provenance["facts"] = dict(sorted(staging.facts.items()))
         write_json(folder / "provenance.json", provenance)
         extra = list(module.describe(sources)) if hasattr(module, "describe") else []
+        write_sums(folder, {"counts.json": json_text(counts)})
         write_json(folder / "counts.json", counts)  # last: marks the folder as finished
         if not keep_staging:
             staging.remove()
@@ -97,82 +98,31 @@ def prepare(
     return folder
 
 
-def estimate_build(
-    name: str, /, data_dir: str | os.PathLike[str] = "data", *, workers: int | None = None, **settings: Any
-) -> list[str]:
-    """What `prepare` would take, in words: images, bytes to read, minutes, disk; from a plan and a measured sample.
+def estimate_build(name: str, /, **settings: Any) -> estimate.Estimate:
+    """What `prepare` would take: images, bytes to read, seconds, disk; from a plan and a measured sample.
 
     Args: as of `prepare`. Raises: PrepareError for what the user can fix, ValueError for what the plan finds wrong.
     """
-    builder_class, module = _load(name.split("/")[0])
-    config = _config(builder_class, module, name, settings)
-    found = estimate.measure(module.plan(config), module.make_examples, config)
-    existing = next(folder for folder in (Path(data_dir), *Path(data_dir).absolute().parents) if folder.exists())
-    return found.lines(workers or os.cpu_count() or 1, shutil.disk_usage(existing).free)
+    builder_class, module = load(name.split("/")[0])
+    config = config_of(builder_class, module, name, settings)
+    return estimate.measure(module.plan(config), module.make_examples, config)
 
 
-def _load(name: str) -> tuple[Any, ModuleType]:
-    if name not in BUILDERS:
+def verify_build(name: str, /, data_dir: str | os.PathLike[str] = "data", *, progress: bool = False) -> dict[str, Any]:
+    """Compares a prepared set with what was recorded when it was built; see `data.verify.verify`.
+
+    Raises: PrepareError for an unknown data set; FileNotFoundError or ValueError when it is not prepared.
+    """
+    if name.split("/")[0] not in BUILDERS:
         raise PrepareError(data_sets.unknown(name))
-    module = importlib.import_module(BUILDERS[name])
-    for value in vars(module).values():
-        if isinstance(value, type) and getattr(value, "name", None) == name and hasattr(value, "download_and_prepare"):
-            return value, module
-    raise PrepareError(f"{BUILDERS[name]} defines no builder class for {name!r}.")
+    return verify(Path(data_dir), name, prepared_folder(data_dir, name), progress)
 
 
-def _base_configs(builder_class: Any, module: ModuleType) -> dict[str, Any]:
-    configs = builder_class.BUILDER_CONFIGS or [module.CONFIG]
-    return {config.name: config for config in configs}
-
-
-def _config(builder_class: Any, module: ModuleType, name: str, settings: Mapping[str, Any]) -> Any:
-    """The builder config: the named one, or a copy of it with `settings` changed and a name of its own."""
-    known = _base_configs(builder_class, module)
-    wanted = name.partition("/")[2] or next(iter(known))
-    named = bool(builder_class.BUILDER_CONFIGS)
-    if named and wanted not in known and not settings:
-        raise PrepareError(
-            f"{builder_class.name} has no config {wanted!r}. Configs: {', '.join(known)}; or make your own by giving "
-            "settings with the new name."
-        )
-    base = known.get(wanted) if named else None
-    base = base or dataclasses.replace(next(iter(known.values())), name=wanted)
-    fields = {"name": base.name, **config_dict(base)}
-    changes = {}
-    for key, value in settings.items():
-        if key not in fields:
-            listing = ", ".join(f"{field}={default!r}" for field, default in fields.items())
-            raise PrepareError(f"{builder_class.name} has no setting {key!r}. Settings and their defaults: {listing}.")
-        changes[key] = _convert(key, value, getattr(base, key))
-    config = dataclasses.replace(base, **changes)
-    if config_dict(config) == config_dict(base):
-        return base
-    if config.name in known and named:
-        raise PrepareError(
-            f"The settings differ from those of the config {config.name!r}, which always means the same data. "
-            f"Give yours another name, for example --name {config.name}_2."
-        )
-    if not config.name or "/" in config.name or config.name.startswith("."):
-        raise PrepareError(f"--name {config.name!r} must be a plain folder name.")
-    return config
-
-
-def _convert(key: str, value: Any, default: Any) -> Any:
-    """A setting from the command line -> the type of the field's default."""
-    if not isinstance(value, str) or default is None or isinstance(default, str):
-        return value
-    if isinstance(default, bool):
-        if value.lower() in {"true", "1", "yes", "false", "0", "no"}:
-            return value.lower() in {"true", "1", "yes"}
-        raise PrepareError(f"--{key} {value!r} is not true or false.")
-    try:
-        if isinstance(default, int | float):
-            return type(default)(value)
-        parsed = ast.literal_eval(value)
-        return type(default)(parsed if isinstance(parsed, tuple | list | dict) else (parsed,))
-    except (ValueError, SyntaxError, TypeError) as error:
-        raise PrepareError(f"--{key} {value!r} is not a {type(default).__name__} such as {default!r}.") from error
+def describe_build(name: str, /, data_dir: str | os.PathLike[str] = "data") -> dict[str, Any]:
+    """What is known of a data set; see `data.describe_set.describe`. Raises: PrepareError for an unknown one."""
+    name = name.split("/")[0]
+    builder_class, module = load(name)
+    return describe_set.describe(name, module, base_configs(builder_class, module), Path(data_dir))
 
 
 @contextlib.contextmanager
@@ -199,8 +149,10 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def _same_settings(folder: Path, config: Any) -> None:
-    before = json.loads((folder / "provenance.json").read_text())["config"]
     now = config_dict(config)
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    built = json.loads((folder / "provenance.json").read_text())["config"]
+    before = {**{key: defaults[key] for key in now if key in defaults}, **built}  # settings newer than the folder
     different = [key for key in {*before, *now} if before.get(key) != now.get(key)]
     if different:
         changes = "; ".join(
@@ -223,7 +175,7 @@ def _build(builder_class: Any, config: Any, root: Path, folder: Path, staging: S
     if folder.exists():
         shutil.rmtree(folder)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), _same_bytes_every_time():
+        with contextlib.redirect_stdout(io.StringIO()), _same_bytes_every_time(), shuffling.bounded():
             builder = builder_class(data_dir=os.fspath(root), config=config, file_format="array_record")
             builder.staging = staging
             builder.download_and_prepare(download_dir=os.fspath(staging.directory / "downloads"))
@@ -264,47 +216,18 @@ def _disk_full(root: Path, staging: Staging) -> PrepareError:
 
 def _splits(folder: Path) -> list[str]:
     info = json.loads((folder / "dataset_info.json").read_text())
-    names = [split["name"] for split in info["splits"]]
-    return sorted(names, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))
+    return split_order(split["name"] for split in info["splits"])
 
 
-def _listing(only: str = "") -> str:
-    """The data sets, a line each; with the name of one, its configs and every setting with its default."""
-    lines = [] if only else ["Data sets (python -m medvlp_jax.prepare <name> --<setting> <value> ...):"]
-    for name in [only] if only else BUILDERS:
+def _listing() -> dict[str, str]:
+    """Data set -> its first line, or why it is not available."""
+    found = {}
+    for name in BUILDERS:
         try:
-            builder_class, module = _load(name)
+            found[name] = describe_set.summary(load(name)[1])
         except ImportError as error:
-            lines.append(f"  {name}: not available ({error})")
-            continue
-        lines.append(f"  {name}: {(module.__doc__ or 'no description').strip().splitlines()[0]}")
-        if only:
-            for config in _base_configs(builder_class, module).values():
-                lines.append(f"    {name}/{config.name}:")
-                lines += [f"      --{k} {v!r}" for k, v in config_dict(config).items() if k != "name"]
-    if not only:
-        lines.append(
-            "Settings of one: python -m medvlp_jax.prepare <name> --list. What they mean: tfds_builders/<name>/"
-        )
-        lines.append("What a build would take, before it starts: add --estimate.")
-    return "\n".join(lines)
-
-
-def _overrides(words: list[str]) -> dict[str, str]:
-    """`--key value`, `--key=value` and `--config.key=value` -> {key: value}."""
-    settings: dict[str, str] = {}
-    queue = list(words)
-    while queue:
-        word = queue.pop(0)
-        if not word.startswith("--"):
-            raise PrepareError(f"Unexpected argument {word!r}; settings are written --key value or --key=value.")
-        key, equals, value = word[2:].removeprefix("config.").partition("=")
-        if not equals:
-            if not queue:
-                raise PrepareError(f"{word} has no value.")
-            value = queue.pop(0)
-        settings[key.replace("-", "_") if "." not in key else key] = value
-    return settings
+            found[name] = f"not available ({error})"
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -315,34 +238,87 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data_dir", default="data", help="root of the prepared data sets (default: data)")
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     parser.add_argument("--overwrite", action="store_true", help="build again what is there already")
-    parser.add_argument("--list", action="store_true", help="list the data sets, or the settings of the one named")
-    parser.add_argument("--estimate", action="store_true", help="say what a build would take, and build nothing")
     parser.add_argument("--keep_staging", action="store_true", help="keep the chunk files after success")
-    known, rest = parser.parse_known_args(argv)
+    parser.add_argument("--beam", action="store_true", help="make the records in an Apache Beam pipeline")
+    parser.add_argument("--beam_options", default="", help='its options, e.g. --beam_options="--runner=DirectRunner"')
+    parser.add_argument("--json", type=Path, help="write what is told to this file, too")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--list", action="store_true", help="list the data sets")
+    instead.add_argument("--describe", action="store_true", help="access, settings and builds of the one named")
+    instead.add_argument("--estimate", action="store_true", help="say what a build would take, and build nothing")
+    instead.add_argument("--verify", action="store_true", help="compare what is prepared with what was built")
+    chosen, rest = parser.parse_known_args(argv)
     try:
-        if known.name is None or known.list:
-            print(_listing((known.name or "").split("/")[0]))
-            return 0
-        if known.estimate:
-            for line in estimate_build(known.name, known.data_dir, workers=known.workers, **_overrides(rest)):
-                print(line)
-            return 0
-        prepare(
-            known.name,
-            known.data_dir,
-            workers=known.workers,
-            overwrite=known.overwrite,
-            keep_staging=known.keep_staging,
-            progress=sys.stderr.isatty(),
-            **_overrides(rest),
-        )
+        if chosen.json is not None and not chosen.json.absolute().parent.is_dir():  # before hours of work
+            raise PrepareError(f"--json {chosen.json}: there is no folder {chosen.json.parent}.")
+        told, status = _told(chosen, overrides(rest))
+        if chosen.json is not None:
+            write_json(chosen.json, told)
+            print(chosen.json)
+        return status
     except (PrepareError, ValueError, FileNotFoundError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nInterrupted. Finished chunks are kept: run the same command again to continue.", file=sys.stderr)
         return 130
-    return 0
+
+
+def _told(chosen: argparse.Namespace, settings: dict[str, str]) -> tuple[Any, int]:
+    """Does what was asked and prints it. Returns the same for JSON, and the exit status."""
+    name = chosen.name
+    if name is None or chosen.list:
+        if name is not None:
+            raise PrepareError(f"--list takes no name; of {name} alone: python -m medvlp_jax.prepare {name} --describe")
+        if settings or chosen.describe or chosen.estimate or chosen.verify:
+            raise PrepareError("Which data set? Give its name first. They are listed by --list.")
+        told = _listing()
+        print("Data sets (python -m medvlp_jax.prepare <name> --<setting> <value> ...):")
+        for known, summary in told.items():
+            print(f"  {known}: {summary}")
+        print("Access, settings and what they mean: python -m medvlp_jax.prepare <name> --describe")
+        print("What a build would take, before it starts: add --estimate.")
+        return told, 0
+    if chosen.estimate:
+        data_dir, workers = Path(chosen.data_dir), chosen.workers or os.cpu_count() or 1
+        found = estimate_build(name, **settings)
+        existing = next(folder for folder in (data_dir, *data_dir.absolute().parents) if folder.exists())
+        print("\n".join(found.lines(workers, shutil.disk_usage(existing).free)))
+        return {**dataclasses.asdict(found), **found.totals(workers)}, 0
+    if chosen.describe or chosen.verify:
+        name = "/".join(filter(None, (name, settings.pop("name", ""))))
+        if settings:
+            what = "--describe" if chosen.describe else "--verify"
+            raise PrepareError(
+                f"{what} takes no settings but --name; {', '.join(f'--{key}' for key in settings)} given."
+            )
+    if chosen.describe:
+        told = describe_build(name, chosen.data_dir)
+        print("\n".join(describe_set.lines(told)))
+        return told, 0
+    if chosen.verify:
+        told = verify_build(name, chosen.data_dir, progress=sys.stderr.isatty())
+        size = estimate.size_words(told["bytes"])
+        counts = ", ".join(f"{count} {split}" for split, count in told["records"].items()) or "none"
+        print(f"{told['folder']}: {told['files']} files, {size}; records read: {counts}")
+        for problem in told["problems"]:
+            print(f"WRONG  {problem}")
+        print(f"Wrong: {len(told['problems'])}" if told["problems"] else "As it was built.")
+        return told, int(bool(told["problems"]))
+    folder = prepare(
+        name,
+        chosen.data_dir,
+        workers=chosen.workers,
+        overwrite=chosen.overwrite,
+        keep_staging=chosen.keep_staging,
+        progress=sys.stderr.isatty(),
+        beam=chosen.beam_options if chosen.beam or chosen.beam_options else None,
+        **settings,
+    )
+    parts = {
+        part: json.loads((folder / f"{part}.json").read_text(encoding="utf-8")) for part in ("counts", "provenance")
+    }
+    return {"folder": str(folder), **parts}, 0
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python -m medvlp_jax.stats cxr_phantom [--data_dir data] [--json out.json] [--html out.html] [--tokenizer phantom]
 
-Prints tables: records, labels, section lengths, views per split. `--json` keeps all numbers, `--html` writes one page
-that needs no network; pictures and texts are in it only for records that are marked public.
+Prints tables: records, views, sexes, ages, labels, section lengths per split. `--json` keeps all numbers, `--html`
+writes one page that needs no network; pictures and texts are in it only for records that are marked public.
 """
 
 from __future__ import annotations
@@ -70,8 +70,12 @@ def tables(splits: Mapping[str, Mapping[str, Any]], vocabulary: str) -> list[str
         rows.append([f"texts {field}", *(f"{found['texts'][field]:,}" for found in splits.values())])
     views = dict.fromkeys(view for found in splits.values() for view in found["views"])
     rows += [[f"view {view}", *(f"{found['views'].get(view, 0):,}" for found in splits.values())] for view in views]
-    if any(found["ages"]["summary"]["count"] for found in splits.values()):
-        rows.append(["age, median", *(f"{found['ages']['summary'].get('median', 0):g}" for found in splits.values())])
+    for field, word in (("sexes", "sex"), ("decades", "age")):
+        counts = [found["ages"]["decades"] if field == "decades" else found[field] for found in splits.values()]
+        names = dict.fromkeys(name for of_split in counts for name in of_split)
+        if set(names) - {"not known"}:
+            order = sorted(names, key=lambda name: (name == "not known", name))
+            rows += [[f"{word} {name}", *(f"{of_split.get(name, 0):,}" for of_split in counts)] for name in order]
     lines = aligned(rows)
     named = [
         n

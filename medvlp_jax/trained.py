@@ -115,7 +115,8 @@ def text_reader(
 
     def tokens(texts):
         cleaned = list(texts) if rule == "simple" else [rejoined(text, rule) for text in texts]
-        return encode_units(tower.tokenizer, cleaned, tower.max_length, units, text_tower.lengths(tower))
+        lengths, most = text_tower.lengths(tower), config.text.get("max_sentences", 0)
+        return encode_units(tower.tokenizer, cleaned, tower.max_length, units, lengths, max_sentences=most)
 
     def of_tokens(variables, texts, *, local=False, vectors=None):
         return text_tower.encode_all(lambda some: jax.device_get(embed(variables, tokens(some), local)), texts)

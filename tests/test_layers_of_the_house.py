@@ -55,6 +55,14 @@ MAY_IMPORT = {
         "medvlp_jax.text_tower",
         "medvlp_jax.trained",
     ),
+    "medvlp_jax/compare": (
+        "medvlp_jax.compare",
+        "medvlp_jax.plan",
+        "medvlp_jax.report",
+        "medvlp_jax.evaluators.scores",
+        "medvlp_jax.data.side_tables",
+        *(f"medvlp_jax.{module}" for module in ("build", "config", "metrics", "score_table", "sharding")),
+    ),
     "tfds_builders": ("tfds_builders", "medvlp_jax.data"),
 }
 # Heavy packages -> modules of medvlp_jax that may import them, inside functions only.
@@ -67,8 +75,8 @@ HEAVY = {
     "torchvision": (),
     "clu": ("metrics.py",),
     "tensorboardX": ("metrics.py",),
-    "matplotlib": ("report/charts.py",),
-    "tensorflow_datasets": ("prepare.py", "data/records.py"),
+    "matplotlib": ("report/charts.py", "compare/picture.py"),
+    "tensorflow_datasets": ("prepare.py", "data/records.py", "data/shuffling.py"),
 }
 
 

@@ -81,6 +81,23 @@ def test_warm_restarts_equal_torch():
     np.testing.assert_allclose(rates(cfg, 75, np.arange(75)), expected, atol=2e-8)
 
 
+def test_waves_rise_again_to_the_peak():
+    # Two epochs a period: what LoVT's released schedule does.
+    cfg = config(learning_rate=1e-4, schedule="waves", periods=2.0)
+    np.testing.assert_allclose(
+        rates(cfg, 400, [0, 50, 100, 150, 200, 300]), [1e-4, 5e-5, 0, 5e-5, 1e-4, 0], atol=1e-11, rtol=1e-5
+    )
+    torch = pytest.importorskip("torch")
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-4)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, T_max=100)
+    expected = []
+    for _ in range(400):
+        expected.append(theirs.get_last_lr()[0])
+        sgd.step()
+        theirs.step()
+    np.testing.assert_allclose(rates(cfg, 400, np.arange(400)), expected, atol=1e-10)
+
+
 def test_learning_rate_of_zero():
     np.testing.assert_array_equal(rates(config(learning_rate=0.0, warmup_steps=2), 10, [0, 2, 10]), 0.0)
 
@@ -90,7 +107,7 @@ def test_learning_rate_of_zero():
     [
         (
             {"schedule": "linear"},
-            "optimizer.schedule='linear' is unknown. Choose one of cosine, warm_restarts, constant",
+            "optimizer.schedule='linear' is unknown. Choose one of cosine, warm_restarts, waves, constant",
         ),
         (
             {"warmup_steps": 100},
@@ -100,6 +117,11 @@ def test_learning_rate_of_zero():
         (
             {"schedule": "warm_restarts", "restart_steps": 10, "warmup_steps": 5},
             "optimizer.warmup_steps=5 has no place in warm_restarts",
+        ),
+        ({"schedule": "waves"}, "optimizer.periods=0.0: waves need how often"),
+        (
+            {"schedule": "waves", "periods": 2.0, "warmup_steps": 5},
+            "optimizer.warmup_steps=5 has no place in waves",
         ),
         ({"clip_norm": -1.0}, "optimizer.clip_norm=-1.0 is negative"),
     ],

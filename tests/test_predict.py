@@ -5,16 +5,18 @@ import math
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import tiny
+from ml_collections import ConfigDict
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from medvlp_jax import heat_picture, predict
-from medvlp_jax.data import images
+from medvlp_jax.data import images, tokenizer
 from medvlp_jax.data.labels import CHEXPERT_LABELS
 from medvlp_jax.predict import Predictor
 from tfds_builders.image_report_folder.make_dummy_data import dicom
@@ -243,3 +245,14 @@ def test_as_a_module_without_a_traceback(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_text_of_more_sentences_than_a_run_takes_is_refused():
+    asked = object.__new__(Predictor)
+    tower = SimpleNamespace(max_length=64, tokenizer=tokenizer.load("phantom"))
+    asked.run = SimpleNamespace(tower=tower, config=ConfigDict({"text": {"max_sentences": 2}}))
+    asked._refuse_long([("the text", "Heart is large. No effusion.")])
+    with pytest.raises(
+        ValueError, match=r"The text 'Heart is.*' has 3 sentences; this run takes 2 \(text.max_sentences"
+    ):
+        asked._refuse_long([("the text", "Heart is large. No effusion. Clear.")])

@@ -40,6 +40,17 @@ def folder_of(data_dir):
     return data_dir / "image_report_folder" / "dummy" / "1.0.0"
 
 
+def test_a_setting_newer_than_the_folder(tmp_path):
+    """A folder that was prepared before a setting existed was prepared with its default."""
+    config = prepare._config(*prepare._load("image_report_folder"), "image_report_folder", {"size": "32"})
+    before = {name: value for name, value in staging.config_dict(config).items() if name not in ("labels", "deid")}
+    (tmp_path / "provenance.json").write_text(json.dumps({"config": before}))
+    prepare._same_settings(tmp_path, config)
+    config.labels = "rules"
+    with pytest.raises(prepare.PrepareError, match="labels: built with 'own', asked 'rules'"):
+        prepare._same_settings(tmp_path, config)
+
+
 def test_side_tables(built):
     folder = folder_of(built)
     counts = json.loads((folder / "counts.json").read_text())
@@ -111,6 +122,12 @@ def same_bytes(a, b):
         ([*FOLDER, "--workers=0"], "workers=0"),
         ([*FOLDER, "--columns", "image=pixels"], "'pixels', which the manifest lacks. Its columns: file, pid"),
         (["cxr_phantom/tiny"], "no config 'tiny'"),
+        (["mimic_cxr", "--list"], "python -m medvlp_jax.prepare mimic_cxr --describe"),
+        (["--verify"], "Which data set?"),
+        (["mimic_cxr", "--describe", "--size=3"], "--describe takes no settings but --name; --size given"),
+        (["cxr_phantom", "--verify"], "is not prepared under"),
+        (["cxr_fantom", "--verify"], "Did you mean 'cxr_phantom'?"),
+        (["cxr_phantom", "--json", "absent/out.json"], "there is no folder absent"),
         (["cxr_phantom", "--size=97"], "differ from those of the config 'default'"),
     ],
 )
@@ -119,15 +136,113 @@ def test_mistakes_are_explained(arguments, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_listing(capsys):
+def test_listing(tmp_path, capsys):
     assert prepare.main([]) == 0
     printed = capsys.readouterr().out
     assert [line.split(":")[0].strip() for line in printed.splitlines()[1:-2]] == list(prepare.BUILDERS)
     assert "not available" not in printed
-    assert prepare.main(["image_report_folder", "--list"]) == 0
+    assert prepare.main(["--list", "--json", str(tmp_path / "list.json")]) == 0
+    assert list(json.loads((tmp_path / "list.json").read_text())) == sorted(prepare.BUILDERS)
+
+
+def test_describe(built, tmp_path, capsys):
+    command = ["image_report_folder", "--describe", "--data_dir", str(built), "--json", str(tmp_path / "d.json")]
+    assert prepare.main(command) == 0
     printed = capsys.readouterr().out
-    assert "image_report_folder/default:" in printed
-    assert "      --split_conflict 'error'" in printed
+    assert "  --split_conflict 'error'  A patient in two splits:" in printed
+    assert "Prepared: image_report_folder/dummy 1.0.0: 5 train, 2 validation, 1 test" in printed
+    told = json.loads((tmp_path / "d.json").read_text())
+    assert told["settings"]["empty_report"] == {
+        "type": "str",
+        "meaning": '"reject" or "keep" rows without findings and impression.',
+    }
+    assert told["configs"]["default"]["size"] == 256
+    assert told["prepared"][0]["records"] == {"train": 5, "validation": 2, "test": 1}
+    assert told["page"] == "tfds_builders/image_report_folder/README.md"
+
+
+@pytest.mark.parametrize("name", list(prepare.BUILDERS))
+def test_every_set_can_be_described(name, tmp_path):
+    told = prepare.describe_build(name, tmp_path)
+    assert bool(told["access"]) == (name not in ("cxr_phantom", "image_report_folder"))
+    assert told["prepared"] == []
+    (own, *_) = told["configs"].values()
+    assert set(own) <= set(told["settings"])
+    assert [key for key in own if not told["settings"][key]["meaning"]] == []
+
+
+def test_verify(built, tmp_path, capsys):
+    shutil.copytree(built, tmp_path / "data")
+    folder = folder_of(tmp_path / "data")
+    command = ["image_report_folder", "--name", "dummy", "--verify", "--data_dir", str(tmp_path / "data")]
+    assert prepare.main([*command, "--json", str(tmp_path / "v.json")]) == 0
+    assert "records read: 5 train, 2 validation, 1 test\nAs it was built." in capsys.readouterr().out
+    told = json.loads((tmp_path / "v.json").read_text())
+    assert (told["problems"], told["files"]) == ([], len(list(folder.iterdir())) - 1)
+    assert subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=folder, check=False).returncode == 0
+
+    (folder / "ids.csv").write_text((folder / "ids.csv").read_text().replace("p1", "p7"))
+    (folder / "stranger.txt").write_text("")
+    (folder / "rejected.csv").unlink()
+    counts = json.loads((folder / "counts.json").read_text())
+    counts["splits"]["train"]["studies"] += 1
+    (folder / "counts.json").write_text(json.dumps(counts))
+    assert prepare.main([*command, "--json", str(tmp_path / "v.json")]) == 1
+    problems = json.loads((tmp_path / "v.json").read_text())["problems"]
+    assert problems == [
+        "rejected.csv is not there",
+        "counts.json differs from what was built",
+        "ids.csv differs from what was built",
+        "stranger.txt was not built here",
+        "split train: studies differs from counts.json: 4, not 5",
+    ]
+    assert "Wrong: 5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["cut", "bytes", "gone"])
+def test_verify_damaged_shards(built, tmp_path, capsys, damage):
+    shutil.copytree(built, tmp_path / "data")
+    folder = folder_of(tmp_path / "data")
+    (shard,) = folder.glob("*train.array_record*")
+    data = shard.read_bytes()
+    if damage == "cut":
+        shard.write_bytes(data[: len(data) // 2])
+    elif damage == "bytes":
+        place = data.find(b"\x89PNG") + 60
+        shard.write_bytes(data[:place] + bytes(64) + data[place + 64 :])
+    else:
+        shard.unlink()
+    command = ["image_report_folder/dummy", "--verify", "--data_dir", str(tmp_path / "data")]
+    assert prepare.main(command) == 1
+    printed = capsys.readouterr().out
+    assert f"WRONG  {shard.name} {'is not there' if damage == 'gone' else 'differs from what was built'}" in printed
+    assert "WRONG  split train" in printed
+
+
+def test_verify_sets_without_checksums_or_counts(built, tmp_path, capsys):
+    shutil.copytree(built, tmp_path / "data")
+    folder = folder_of(tmp_path / "data")
+    (folder / "SHA256SUMS").unlink()
+    command = ["image_report_folder/dummy", "--verify", "--data_dir", str(tmp_path / "data")]
+    assert prepare.main(command) == 1
+    assert "built by an earlier version" in capsys.readouterr().out
+    (folder / "counts.json").write_text("{")
+    assert prepare.main(command) == 1
+    assert "counts.json cannot be read" in capsys.readouterr().out
+
+
+def test_json_of_a_build_and_of_an_estimate(tmp_path, capsys):
+    command = [*FOLDER, "--data_dir", str(tmp_path / "data"), "--json", str(tmp_path / "told.json")]
+    assert prepare.main([*command, "--estimate"]) == 0
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert told["images"] == {"train": 6, "validation": 3, "test": 2}
+    assert told["disk"] == 2 * told["bytes"] > 0
+    for _ in range(2):  # built, then already prepared
+        assert prepare.main(command) == 0
+        told = json.loads((tmp_path / "told.json").read_text())
+        assert told["counts"]["splits"]["train"]["records"] == 5
+        assert told["provenance"]["config"]["size"] == 32
+        assert str(tmp_path / "told.json") in capsys.readouterr().out
 
 
 def test_estimate(tmp_path, capsys):
@@ -275,6 +390,28 @@ def test_interrupted_build_continues_to_the_same_bytes(slow_set, how):
     assert same_bytes(built, folder / "whole/slow_set/default/1.0.0")
     assert not (folder / name / ".staging").exists()
     assert not list((folder / name).rglob("*incomplete*"))
+
+
+def test_a_build_killed_three_times_ends_in_the_same_bytes(slow_set):
+    """After the first chunk, after the fourth, and while or after the records are written."""
+    folder, start, run = slow_set
+    built = folder / "thrice" / "slow_set/default/1.0.0"
+    for count in (1, 4):
+        process = start("thrice", "--workers=2")
+        wait_for_chunks(folder / "thrice", process, count)
+        process.kill()
+        process.communicate(timeout=60)
+    process = start("thrice", "--workers=2")
+    while process.poll() is None and not built.exists():
+        if list(built.parent.glob("incomplete.*/*.array_record*")):
+            break
+        time.sleep(0.002)
+    process.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert "made 0." in run("thrice", "--workers=1")
+    assert same_bytes(built, folder / "whole/slow_set/default/1.0.0")
+    assert [path.name for path in (folder / "thrice").iterdir()] == ["slow_set"]
 
 
 def test_a_folder_made_by_something_else_is_left_alone(built, tmp_path, capsys):

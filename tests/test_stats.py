@@ -38,9 +38,9 @@ def record(number, *, public=False, findings="", impression="", labels=None, **m
 
 
 RECORDS = [
-    record(0, findings=SECRET, labels={"Edema": 1, "Fracture": 1}, age=71.0, sex="F"),
-    record(1, findings=SECRET, labels={"Edema": 1, "Fracture": 0}, age=25.0),
-    record(2, findings=SECRET, impression="Two words", labels={"Edema": -1}, age=float("nan")),
+    record(0, findings=SECRET, labels={"Edema": 1, "Fracture": 1}, age=71, sex="F"),
+    record(1, findings=SECRET, labels={"Edema": 1, "Fracture": 0}, age=90, sex=""),
+    record(2, findings=SECRET, impression="Two words", labels={"Edema": -1}, age=-1, sex="M"),
     None,
     record(5, image=b"not an image", own_labels={"name": ["Hernia"], "state": [1]}),
 ]
@@ -63,11 +63,27 @@ def test_numbers():
     assert found["texts"] == {"studies_with_text": 2, "distinct": 2, "repeated": 0}
     assert found["views"] == {"PA": 4}
     assert found["ages"]["summary"]["count"] == 2
-    assert found["ages"]["counts"] == [0, 0, 1, 0, 0, 0, 0, 1]
-    assert found["sexes"] == {"F": 1}
+    assert found["ages"]["decades"] == {"70–79": 1, "90+": 1, "not known": 2}
+    assert found["sexes"] == {"not known": 2, "F": 1, "M": 1}
     assert found["image_sizes"] == {"32 × 24": 3}
     assert json.loads(json.dumps(found)) == found
     assert "Zebulon" not in json.dumps(found)
+
+
+def test_ages_and_sexes_are_printed_where_any_is_known():
+    splits = {"train": statistics.describe(RECORDS, len), "test": statistics.describe([record(9)], len)}
+    lines = stats.tables(splits, "phantom")
+    cells = {line.rsplit(maxsplit=2)[0]: line.split()[-2:] for line in lines if line.startswith(("sex", "age"))}
+    assert cells == {
+        "sex F": ["1", "0"],
+        "sex M": ["1", "0"],
+        "sex not known": ["2", "1"],
+        "age 70–79": ["1", "0"],
+        "age 90+": ["1", "0"],
+        "age not known": ["2", "0"],
+    }
+    lines = stats.tables({"train": statistics.describe([record(9)])}, "phantom")
+    assert not [line for line in lines if line.startswith(("sex", "age"))]
 
 
 def test_texts_of_two_studies_that_are_equal_are_counted():
@@ -102,11 +118,13 @@ def test_histogram_holds_every_value(values):
 def test_page_shows_public_records_alone(tmp_path):
     found = {"train": statistics.describe(RECORDS, count_tokens=len)}
     open_record = record(7, public=True, findings="Clear <b>lungs</b>.", labels={"Edema": 0})
+    open_record |= {"age": 90, "sex": "M"}
     shown = data_page.samples([RECORDS[0], open_record])
     assert len(shown) == 1
     text = data_page.write_data_page(tmp_path / "page.html", "ours", found, shown, "phantom").read_text()
     assert "Clear &lt;b&gt;lungs" in text
     assert "Zebulon" not in text
+    assert "PA, male, 90 years or more" in text
     assert text.count("data:image/jpeg;base64") == 1
     assert base64.b64encode(RECORDS[0]["image"]).decode()[:60] not in text
     assert "http://" not in text.replace("http://www.w3.org", "")

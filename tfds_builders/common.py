@@ -11,13 +11,10 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from medvlp_jax.data import film_records, records, splits, staging
+from medvlp_jax.data import archives, film_records, label_files, records, splits, staging
 from medvlp_jax.data.film_records import FRONTAL, VIEW_NAMES
 from medvlp_jax.data.staging import Plan, Rejection
-from medvlp_jax.data.tables import Table
-
-IMAGE_COLUMNS = ("image_id", "dicom_id", "Image Index", "patientId", "ImageId", "Path", "image")
-"""Names under which a --split_table may hold images."""
+from medvlp_jax.data.tables import IMAGE_COLUMNS, ImageIndex, Table
 
 
 @dataclasses.dataclass(eq=False)
@@ -51,10 +48,22 @@ class LocalConfig(tfds.core.BuilderConfig):
     split_table: str = ""
     """CSV with an image column (image_id, dicom_id, Image Index, ...) and `split`: its split instead of the set's own;
     images that it lacks are left out. An ids.csv of another build is such a table."""
+    label_table: str = ""
+    """CSV of another labeler (study_id or an image column, and CheXpert names) whose labels replace the set's own."""
+    labels: str = "own"
+    """The fourteen: the set's "own", by "rules" from findings and impression, or "fill": rules where it has none."""
     sentences: str = "simple"
     """Sentence rule; see `sentences.RULES`."""
+    cleaning: str = "none"
+    """Rule for findings, impression and sentences, after these are split; see `cleaning.RULES`."""
+    deid: str = "keep"
+    """Marks of removed words (`___`, `XXXX`): "keep", "drop", or "unify" to one `___` a run."""
     film_check: bool = True
     """Count pictures that look inverted, empty or unlike a chest (`film_check`): kept, and named in ids.csv."""
+    age_and_sex: bool = True
+    """Keep age in years (90 for 90 and more) and sex where tables or DICOM headers tell them."""
+    blank_burned_in: bool = False
+    """Paint over what looks like letters near the border (`burned_in`): counted, as is what DICOM headers say."""
     public: bool = False
     """May text and pixels of these records be shown in reports and logs?"""
     limit: int = 0
@@ -93,6 +102,7 @@ def root_of(config: LocalConfig, what: str) -> Path:
         raise ValueError(f"No folder. Give the downloaded one with --root: {what}.")
     root = Path(config.root).expanduser()
     if not root.is_dir():
+        archives.refuse(root, "--root")
         raise ValueError(f"--root {config.root!r} is no folder. It should be {what}.")
     return root
 
@@ -117,7 +127,7 @@ def finish_plan(
     rejections: Sequence[Rejection],
     config: LocalConfig,
     *,
-    tables: Mapping[str, Table] | Sequence[Table] = (),
+    tables: Sequence[Table] = (),
     split_rule: str = "",
     provenance: Mapping[str, Any] | None = None,
     locate: Callable[[dict[str, Any]], str] | None = None,
@@ -130,6 +140,12 @@ def finish_plan(
     Raises: ValueError for a patient in two splits (see `split_conflict`), or an unknown name in --splits.
     """
     rejected = list(rejections)
+    tables, provenance = list(tables), dict(provenance or {})
+    if config.label_table:
+        file = label_files.read_label_file(Path(config.label_table).expanduser())
+        tables.append(file.table)
+        found = provenance.setdefault("label_files", {})
+        found[file.table.path.name] = label_files.attach(items, file)
     for table in tables:
         rejected += table.rejections
     kept, seen = [], set()
@@ -144,7 +160,6 @@ def finish_plan(
             continue
         seen.add(item["image_id"])
         kept.append(item)
-    tables = list(tables)
     if config.split_table:
         table = Table(Path(config.split_table).expanduser(), ())
         kept, unlisted = _listed(kept, table)
@@ -172,7 +187,8 @@ def finish_plan(
             except (OSError, ValueError):
                 rejected.append(Rejection("missing_file", row=item["row"], item=item["image"]))
                 continue
-            there.append({**item, "path": path, "bytes": state.st_size, "modified": state.st_mtime_ns})
+            item.update(path=path, bytes=state.st_size, modified=state.st_mtime_ns)
+            there.append(item)
         if there:
             planned[split] = there
     facts = {
@@ -180,13 +196,13 @@ def finish_plan(
         "split": split_rule if not drawn else f"drawn by patient, {config.fractions}, seed {config.seed}",
         "beyond_limit": beyond,
         "in_other_splits": len(kept) - sum(map(len, by_split.values())),
-        **(provenance or {}),
+        **provenance,
     }
     return Plan(planned, rejected + conflicts, facts)
 
 
 def _listed(items: list[dict[str, Any]], table: Table) -> tuple[list[dict[str, Any]], list[Rejection]]:
-    """Items with the split of a table, and those that it does not list. Ids compare without folders and extension.
+    """Items with the split of a table, and those that it does not list; ids compare as `ImageIndex` says.
 
     Raises: ValueError for a table without the columns, or with a split of another name.
     """
@@ -201,21 +217,16 @@ def _listed(items: list[dict[str, Any]], table: Table) -> tuple[list[dict[str, A
         split = splits.SPLIT_NAMES.get(row["split"].strip().lower(), row["split"].strip())
         if not split.isidentifier():
             raise ValueError(f"--split_table {table.path}, row {number}: the split {split!r} is no name.")
-        split_of[_plain(row[column])] = split
+        split_of[row[column]] = split
+    index = ImageIndex(split_of)
     kept, unlisted = [], []
     for item in items:
-        split = split_of.get(_plain(item["image_id"]))
-        if split is None:
+        listed = index.find(item["image_id"])
+        if listed is None:
             unlisted.append(Rejection("not_in_split_table", row=item["row"], item=item["image"]))
         else:
-            kept.append({**item, "split": split})
+            kept.append({**item, "split": split_of[listed]})
     return kept, unlisted
-
-
-def _plain(image: str) -> str:
-    name = image.strip().rpartition("/")[2]
-    stem, dot, extension = name.rpartition(".")
-    return stem if dot and extension.lower() in ("png", "jpg", "jpeg", "dcm", "dicom") else name
 
 
 def _by_split(items: list[dict[str, Any]], wanted: str) -> dict[str, list[dict[str, Any]]]:
@@ -231,15 +242,21 @@ def _by_split(items: list[dict[str, Any]], wanted: str) -> dict[str, list[dict[s
     return {name: by_split[name] for name in names}
 
 
+def provenance_of(sources: Mapping[str, records.RecordSource]) -> dict[str, Any]:
+    """The content of the provenance.json of a built set."""
+    folder = next(iter(sources.values())).folder
+    return json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+
+
 def describe(sources: Mapping[str, records.RecordSource]) -> list[str]:
     """Lines printed after a build: how splits came about, and what was counted."""
-    folder = next(iter(sources.values())).folder
-    provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    provenance = provenance_of(sources)
     lines = [f"Split: {provenance['split']}"]
     if provenance.get("beyond_limit"):
         lines.append(f"Not looked at because of --limit: {provenance['beyond_limit']} images")
     if provenance.get("in_other_splits"):
         lines.append(f"Not looked at because of --splits: {provenance['in_other_splits']} images")
+    lines += label_files.lines(provenance.get("label_files", {}))
     if provenance.get("facts"):
         lines.append("Counted: " + ", ".join(f"{fact}: {n}" for fact, n in provenance["facts"].items()))
     return lines

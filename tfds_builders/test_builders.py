@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("tensorflow_datasets")
 
 from medvlp_jax import prepare
-from medvlp_jax.data import images, side_tables
+from medvlp_jax.data import build_settings, images, side_tables
 from tfds_builders import common
 from tfds_builders.chestxray14 import chestxray14
 from tfds_builders.chestxray14 import make_dummy_data as nih_data
@@ -34,12 +34,12 @@ def test_names_that_tfds_uses_itself():
     import tensorflow_datasets as tfds
 
     registry = tfds.core.registered._DATASET_REGISTRY
-    assert [name for name in LOCAL if registry.get(name) is prepare._load(name)[0]] == []
+    assert [name for name in LOCAL if registry.get(name) is build_settings.load(name)[0]] == []
 
 
 @pytest.mark.parametrize("name", LOCAL)
 def test_shape_of_a_builder(name):
-    builder_class, module = prepare._load(name)
+    builder_class, module = build_settings.load(name)
     assert issubclass(builder_class, common.LocalBuilder)
     assert isinstance(module.CONFIG, common.LocalConfig)
     assert builder_class.ABOUT
@@ -57,7 +57,15 @@ def test_page_of_a_builder(name):
     """Every command of the page names settings that exist; access, layout and reasons are there."""
     text = (HERE / name / "README.md").read_text(encoding="utf-8")
     module = importlib.import_module(prepare.BUILDERS[name])
-    known = {field.name for field in dataclasses.fields(module.CONFIG)} | {"data_dir", "workers", "name", "estimate"}
+    known = {field.name for field in dataclasses.fields(module.CONFIG)} | {
+        "data_dir",
+        "workers",
+        "name",
+        "estimate",
+        "describe",
+        "verify",
+        "json",
+    }
     commands = re.findall(r"python -m medvlp_jax\.prepare (\w+)((?:[^\n`#]|\\\n)*)", text)
     assert name in {command for command, _ in commands}
     for command, arguments in commands:
@@ -66,24 +74,6 @@ def test_page_of_a_builder(name):
     if name != "image_report_folder":
         for word in ("Access", "Layout", "easons", "Split"):
             assert word in text, word
-
-
-def test_nothing_of_a_header_and_no_raw_id_in_the_records(tmp_path):
-    """DICOM headers full of personal data: only ids.csv and rejected.csv hold raw ids, nothing holds the rest."""
-    mimic_data.write(tmp_path / "raw", "dcm")
-    secret = {"PatientName": "Secretname^Anna", "PatientBirthDate": "19010203", "AccessionNumber": "ACC777888"}
-    for number, path in enumerate(sorted((tmp_path / "raw").rglob("*.dcm"))):
-        path.write_bytes(dicom(ellipses(number).astype(np.uint16) * 16, ViewPosition="PA", **secret))
-    command = ["mimic_cxr", "--root", str(tmp_path / "raw"), "--data_dir", str(tmp_path / "data"), "--size=32"]
-    assert prepare.main([*command, "--workers=1"]) == 0
-    files = [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
-    assert len(files) > 6
-    raw_ids = [row[0].encode() for row in mimic_data.ROWS] + [row[1].encode() for row in mimic_data.ROWS]
-    for path in files:
-        data = path.read_bytes()
-        assert [word for word in (b"Secretname", b"19010203", b"ACC777888", b"DUMMY") if word in data] == []
-        if path.name not in ("ids.csv", "rejected.csv"):
-            assert [word for word in raw_ids if word in data] == [], path.name
 
 
 def test_a_published_list_of_splits(tmp_path):

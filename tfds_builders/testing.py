@@ -9,11 +9,20 @@ import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from medvlp_jax.data.packed import pack, unpack
 from medvlp_jax.data.records import SOURCE
 from medvlp_jax.data.staging import Rejection, config_dict, count_reasons
+
+
+def settings(**changes: Any) -> SimpleNamespace:
+    """What a build of local files is asked for: the defaults of `common.LocalConfig` with some changed."""
+    from tfds_builders.common import LocalConfig  # imports TFDS
+
+    fields = [field for field in dataclasses.fields(LocalConfig) if field.default is not dataclasses.MISSING]
+    return SimpleNamespace(**{field.name: field.default for field in fields} | changes)
 
 
 @dataclasses.dataclass
@@ -50,14 +59,15 @@ class Made:
 
 
 def make(module: ModuleType, **settings: Any) -> Made:
-    """Runs plan and make_examples in this process. Asserts that no patient is in two splits, ids are raw nowhere but
-    in the side table, and everything of the plan is an example or a rejection."""
+    """Runs plan and make_examples in this process, on items as a staged build hands them over. Asserts that no patient
+    is in two splits, ids are raw nowhere but in the side table, and everything of the plan is an example or a
+    rejection."""
     config = dataclasses.replace(module.CONFIG, **settings)
     plan = module.plan(config)
     splits: dict[str, dict[str, dict[str, Any]]] = {}
     rejections = list(plan.rejections)
     for split, items in plan.splits.items():
-        for item in items:
+        for item in unpack(pack(list(items))):
             try:
                 made = module.make_examples(item, config)
             except Rejection as rejection:

@@ -19,6 +19,7 @@ channels are averaged to grey first, so a grey picture stored as RGB gives the s
 from __future__ import annotations
 
 import json
+import runpy
 import warnings
 from pathlib import Path
 
@@ -41,7 +42,8 @@ def load(folder: str | Path = ".") -> Model:
 
     folder = Path(folder)
     config = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    model = {"imitate": Imitate, "two_towers": TwoTowers, "local_towers": LocalTowers}[config["kind"]](config, folder)
+    kinds = {"imitate": Imitate, "two_towers": TwoTowers, "local_towers": LocalTowers, "lovt": Lovt}
+    model = kinds[config["kind"]](config, folder)
     model.trunk.load_state_dict(load_file(folder / "trunk.safetensors"), strict=True)
     heads = load_file(folder / "heads.safetensors")
     trunk = {f"trunk.{name}": tensor for name, tensor in model.trunk.state_dict().items()}
@@ -161,12 +163,14 @@ class ViTBlock(nn.Module):
 class ProjectionHead(nn.Module):
     """Linear, BatchNorm, ReLU, Linear, BatchNorm without affine parameters; hidden layer and norms may be missing."""
 
-    def __init__(self, inputs: int, hidden: int, features: int, norm: bool = True, bias: bool = True):
+    def __init__(
+        self, inputs: int, hidden: int, features: int, norm: bool = True, bias: bool = True, norm_output: bool = True
+    ):
         super().__init__()
         self.linear1 = nn.Linear(inputs, hidden, bias) if hidden else None
         self.norm1 = nn.BatchNorm1d(hidden) if norm else nn.Identity()
         self.linear2 = nn.Linear(hidden or inputs, features, bias)
-        self.norm2 = nn.BatchNorm1d(features, affine=False) if norm else nn.Identity()
+        self.norm2 = nn.BatchNorm1d(features, affine=False) if norm and norm_output else nn.Identity()
 
     def forward(self, x, gates_of=None):
         """[N, inputs] -> [N, features]; with `gates_of`, ReLU lets through what it would for that: linear around it."""
@@ -199,6 +203,32 @@ class ChannelAttention(nn.Module):
         real = (position < count) | (position == self.tokens) | (not self.mask_padding)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=real[None, None, None])
         return (cls + self.out(mixed.transpose(1, 2).flatten(2)))[:, 0]
+
+
+class AttentionPool(nn.Module):
+    """Multi-head attention of the mean unit over all units (LoVT)."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, units, real=None, over_padding=False):
+        """Units [N, U, E], real [N, U] -> the vector [N, E], and what each unit contributes [N, U, E], their mean."""
+        real = torch.ones_like(units[..., 0], dtype=torch.bool) if real is None else real
+        count = torch.full_like(real[:, :1], units.shape[1], dtype=units.dtype) if over_padding else real.sum(1, True)
+        mean = (units * real[..., None]).sum(1, keepdim=True) / count.clamp(min=1)[..., None]
+        query, key, value = (
+            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for layer, x in ((self.query, mean), (self.key, units), (self.value, units))
+        )
+        score = query @ key.transpose(2, 3) / query.shape[-1] ** 0.5
+        weight = score.masked_fill(~real[:, None, None], float("-inf")).softmax(dim=-1)
+        weight = weight.nan_to_num(0.0)  # a text without sentences
+        value = torch.where(real[:, None, :, None], value, self.value.bias.unflatten(0, (self.heads, 1, -1)))
+        missing = (1 - weight.sum(dim=-1, keepdim=True)) / units.shape[1]
+        share = ((weight + missing).transpose(2, 3) * value).transpose(1, 2).flatten(2)
+        return self.out(share.sum(dim=1)), self.out(units.shape[1] * share)
 
 
 class ReadBranch(nn.Module):
@@ -257,15 +287,19 @@ class Model(nn.Module):
         """Vectors of the text tower [N, E] -> [N, D], the same for every section."""
         return self.text_head(vectors)
 
-    @torch.no_grad()
-    def encode_text(self, texts: list[str]) -> torch.Tensor:
-        """Texts -> vectors [N, E], with the tower in `text/` (a transformers folder)."""
+    def _text_tower(self):
+        """Tokenizer and BERT of `text/`, loaded once."""
         if self._text is None:
             from transformers import AutoModel, AutoTokenizer
 
             tower = AutoModel.from_pretrained(self.folder / "text", add_pooling_layer=False).eval()
             self._text = (AutoTokenizer.from_pretrained(self.folder / "text"), tower.to(self.mean.device))
-        tokenizer, tower = self._text
+        return self._text
+
+    @torch.no_grad()
+    def encode_text(self, texts: list[str]) -> torch.Tensor:
+        """Texts -> vectors [N, E], with the tower in `text/` (a transformers folder)."""
+        tokenizer, tower = self._text_tower()
         text = self.config["text"]
         length = text["max_length"]
         batch = tokenizer(list(texts), return_tensors="pt", padding=True, truncation=True, max_length=length)
@@ -375,6 +409,80 @@ class LocalTowers(Model):
             return self._regions(self.image_head, pixels)
         place = self.trunk(self.normalize(pixels))[self.config["local_level"]].permute(0, 2, 3, 1)
         return self.region_head(place.flatten(0, 2)).unflatten(0, place.shape[:3])
+
+
+class Lovt(Model):
+    """LoVT: attention pooling and heads for the image and the text, over places and over sentences."""
+
+    def __init__(self, config: dict, folder: str | Path = "."):
+        super().__init__(config, folder)
+        sizes, heads = config["heads"], config["pool"]["heads"]
+        features = sizes["features"]
+        self.image_pool, self.text_pool = (AttentionPool(sizes[f"{s}_width"], heads) for s in ("image", "text"))
+        for name, side in (("image", "image"), ("region", "image"), ("text", "text"), ("sentence", "text")):
+            head = ProjectionHead(sizes[f"{side}_width"], sizes[f"{side}_hidden"], features, norm_output=False)
+            self.add_module(f"{name}_head", head)
+        self.cross_attention = nn.Module()  # used in training alone
+        for name in ("key", "value", "out"):
+            self.cross_attention.add_module(name, nn.Linear(features, features))
+        self.cross_attention.norm = nn.BatchNorm1d(features)
+
+    def _places(self, levels) -> torch.Tensor:
+        return levels[f"stage{sum(name.startswith('stage') for name in levels)}"].flatten(2).transpose(1, 2)
+
+    @torch.no_grad()
+    def embed_image(self, pixels) -> dict[str, torch.Tensor]:
+        """`config["sections"][0]` [N, D], aligned with texts; `pooled` [N, C], trunk features for probes."""
+        levels = self.trunk(self.normalize(pixels))
+        vector, _ = self.image_pool(self._places(levels))
+        return {self.config["sections"][0]: self.image_head(vector), "pooled": levels["pooled"]}
+
+    @torch.no_grad()
+    def image_regions(self, pixels) -> torch.Tensor:
+        """[N, h, w, D]: what each place contributes to the image's vector, which is their mean; for heat maps."""
+        levels = self.trunk(self.normalize(pixels))
+        vector, part = self.image_pool(self._places(levels))
+        gates = vector[:, None].expand_as(part).flatten(0, 1)
+        shape = levels[f"stage{sum(name.startswith('stage') for name in levels)}"].shape
+        return self.image_head(part.flatten(0, 1), gates).unflatten(0, (shape[0], *shape[2:]))
+
+    @torch.no_grad()
+    def encode_text(self, texts: list[str]) -> torch.Tensor:
+        """Texts -> the vectors of their sentences [N, M, E], zeros behind the last one.
+
+        Sentences are split by `sentences.py` and read together; what is too long or too many is left out.
+        """
+        tokenizer, tower = self._text_tower()
+        text, split = self.config["text"], runpy.run_path(str(self.folder / "sentences.py"))["split_sentences"]
+        most, room = text["max_sentences"], text["max_length"] - 2
+        rows = []
+        for sentences in map(split, texts):
+            pieces = [tokenizer(s, add_special_tokens=False, truncation=False)["input_ids"] for s in sentences]
+            pieces = [p for p in pieces if p][:most]
+            kept = [p[:room] for p in pieces[:1]]
+            for p in pieces[1:]:
+                if sum(map(len, kept)) + len(p) > room:
+                    break
+                kept.append(p)
+            rows.append(kept)
+        ids = [[tokenizer.cls_token_id, *(i for p in kept for i in p), tokenizer.sep_token_id] for kept in rows]
+        batch = tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.mean.device)
+        hidden = tower(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+        vectors = hidden.new_zeros(len(texts), most, hidden.shape[-1])
+        for row, kept in enumerate(rows):
+            start = 1
+            for m, p in enumerate(kept):
+                piece = hidden[row, start : start + len(p)]
+                vectors[row, m] = piece.amax(dim=0) if text["pooling"] == "max" else piece.mean(dim=0)
+                start += len(p)
+        return vectors
+
+    @torch.no_grad()
+    def embed_text(self, vectors) -> torch.Tensor:
+        """Vectors of sentences [N, M, E] -> [N, D]."""
+        real = (vectors != 0).any(dim=-1)
+        vector, _ = self.text_pool(vectors, real, self.config["pool"]["mean_over_padding"])
+        return self.text_head(vector)
 
 
 def resize(grey: torch.Tensor, height: int, width: int) -> torch.Tensor:

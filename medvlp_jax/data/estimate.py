@@ -30,14 +30,17 @@ class Estimate:
     record_bytes: float
     sample_refused: dict[str, int]
 
-    def lines(self, workers: int, free_bytes: int) -> list[str]:
-        """In words. Args: workers: processes that will share the work. free_bytes: of the disk to build on."""
+    def totals(self, workers: int) -> dict[str, float]:
+        """Of the whole plan: "minutes" with `workers` processes, "records", "bytes", and "disk" while building."""
         total = sum(self.images.values())
         records = total * self.kept / max(self.sampled, 1)
         size = records * self.record_bytes
-        minutes = total * self.seconds / workers / 60
         # Finished chunks wait on the same disk until the records are written.
-        needed = 2 * size
+        return {"minutes": total * self.seconds / workers / 60, "records": records, "bytes": size, "disk": 2 * size}
+
+    def lines(self, workers: int, free_bytes: int) -> list[str]:
+        """In words. Args: workers: processes that will share the work. free_bytes: of the disk to build on."""
+        minutes, records, size, needed = self.totals(workers).values()
         lines = [
             "Images: " + ", ".join(f"{count} {split}" for split, count in self.images.items()),
             "Refused so far: " + (", ".join(f"{reason}: {n}" for reason, n in self.refused.items()) or "nothing"),

@@ -6,6 +6,7 @@ Every builder of images on disk makes its records here. A work item is a dict, J
     findings, impression, report, sentences: text. labels: {CheXpert name: state}. own_labels: {name: state}
     boxes: [{"box": [ymin, xmin, ymax, xmax], "finding": str, "sentence": int}], in 0..1 of the image file;
     pixel_boxes: the same in pixels of the image file
+    age, sex: as `demographics.person` gives them; what is missing is looked for in a DICOM header
     view_from_header: True to take the view of a DICOM file from its header. facts: slugs counted over all records
 """
 
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from medvlp_jax.data import film_check, images, preprocess, records, sentences
+from medvlp_jax.data import burned_in, demographics, film_check, images, preprocess, record_text, records
 from medvlp_jax.data.labels import label_vector
 from medvlp_jax.data.staging import Example, Rejection
 from medvlp_jax.data.view_geometry import box_in_view, view_to_image
@@ -26,7 +27,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "fit": images.FITS,
     "depth": (8, 16),
     "encoding": ("auto", "png", "jpeg"),
-    "sentences": tuple(sentences.RULES),
+    **record_text.CHOICES,
 }
 """Settings with a fixed set of values."""
 
@@ -69,14 +70,44 @@ def make_record(
     """
     try:
         data = images.read_bytes(item["path"])
-        image = images.read_image(data, frame=None if config.frame < 0 else config.frame)
+        frame = None if config.frame < 0 else config.frame
+        # Boxes, masks, borders and letters are places in the whole picture.
+        placed = (
+            config.crop_border
+            or config.blank_burned_in
+            or masks
+            or lungs
+            or item.get("boxes")
+            or item.get("pixel_boxes")
+        )
+        if config.size and not placed:
+            image, whole = images.read_for_resize(data, config.size, config.fit, frame=frame)
+        else:
+            image, whole = images.read_image(data, frame=frame), None
+        return _record(item, config, data, image, whole, masks, lungs)
     except images.ImageError as error:
         raise Rejection(error.reason, row=item["row"], item=item["image"], detail=error.detail) from None
+
+
+def _record(
+    item: dict[str, Any],
+    config: Any,
+    data: bytes,
+    image: np.ndarray,
+    whole: tuple[int, int] | None,
+    masks: Sequence[Mask] | Callable[[np.ndarray], Sequence[Mask]],
+    lungs: Sequence[np.ndarray | None],
+) -> list[Example]:
     kind = images.sniff(data)
     view = _header_view(item, data, kind, config) if item.get("view_from_header") else item["view"]
     masks = [(name, _fitted(mask, image.shape)) for name, mask in (masks(image) if callable(masks) else masks)]
     lungs = [None if lung is None else _fitted(lung, image.shape) for lung in lungs]
     boxes = [*item.get("boxes", ()), *(_of_pixels(box, image.shape) for box in item.get("pixel_boxes", ()))]
+    facts = list(item.get("facts", ()))
+    if config.blank_burned_in:
+        image, blanked = burned_in.blank(image)
+        facts += ["burnt-in letters blanked"] if blanked else []
+        facts += burned_in.header_facts(data) if kind == "dicom" else []
     if config.crop_border:
         window = images.border_window(image)
         boxes = _moved(boxes, preprocess.Op("crop_border"), image, image[window].shape)
@@ -87,26 +118,26 @@ def make_record(
         step = max(1, max(image.shape) // 512)  # every pixel would double the time of a record
         doubts = [doubt.check for doubt in film_check.check_grey(images.to_uint8(image[::step, ::step]))]
     if config.size:
-        resized = images.resize_keep_aspect(image, config.size, config.fit)
+        resized = images.resize_keep_aspect(image, config.size, config.fit, whole=whole)
         boxes = _moved(boxes, preprocess.Op("resize", (config.size, config.fit)), image, resized.shape)
         image = resized
     image = images.to_uint8(image) if config.depth == 8 else image
     jpeg = config.encoding == "jpeg" or (config.encoding == "auto" and config.depth == 8 and kind == "jpeg")
     stored_masks = [(name, _stored(mask, config)) for name, mask in masks]
+    text = record_text.text_fields(item, config)
     example = records.example(
         image=images.encode_jpeg(image) if jpeg else images.encode_png(image),
-        findings=item.get("findings", ""),
-        impression=item.get("impression", ""),
-        report=item.get("report", ""),
-        sentences=item["sentences"]
-        if "sentences" in item
-        else sentences.split_sentences(item.get("findings", ""), config.sentences),
-        labels=label_vector(item.get("labels", {})),
+        findings=text["findings"],
+        impression=text["impression"],
+        report=text["report"],
+        sentences=text["sentences"],
+        labels=label_vector(text["labels"]),
         own_labels=item.get("own_labels", {}),
         boxes=[{"sentence": -1, **box} for box in boxes],
         masks=[{"mask": images.encode_png(mask), "finding": name} for name, mask in stored_masks if mask.any()],
         lung_mask=_lung_mask(lungs, config),
         view=view,
+        **demographics.of_item(item, data, kind, config.age_and_sex),
         patient_id=item["patient_id"],
         study_id=item["study_id"],
         image_id=item["image_id"],
@@ -115,7 +146,7 @@ def make_record(
             "file": item["image"],
             "sha256": hashlib.sha256(data).hexdigest(),
             "doubts": "|".join(doubts),
-            "facts": [*item.get("facts", ()), *(f"picture looks {doubt}" for doubt in doubts)],
+            "facts": [*facts, *text["facts"], *(f"picture looks {doubt}" for doubt in doubts)],
         },
     )
     return [(item["image_id"], example)]

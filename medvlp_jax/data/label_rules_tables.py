@@ -267,5 +267,6 @@ NORMAL: tuple[str, ...] = (
     r"(?:chest|study|examination|exam) (?:is |appears )?(?:within normal limits|normal|unremarkable|negative)",
     rf"negative {GAP}(?:chest|examination|exam|study|radiographs?)",
     r"(?:unremarkable|clear) (?:chest|examination|exam|study)",
+    r"^(?:normal|negative|unremarkable|within normal limits)[.]?$",  # a sentence of its own
 )
 """Says that the film is normal without naming an observation."""

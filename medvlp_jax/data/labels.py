@@ -69,26 +69,6 @@ def label_vector(states: Mapping[str, int]) -> np.ndarray:
     return labels
 
 
-def translate(
-    own: Mapping[str, int], same: Mapping[str, str], implies: Mapping[str, str] | None = None
-) -> dict[str, int]:
-    """Labels in a data set's own words -> {CheXpert name: state} of those that say something about one.
-
-    Args: own: {own name: 1, 0 or -1}. same: own name -> CheXpert name it means; of several own names for one, any that
-      is present makes it present, else any uncertain makes it uncertain, else it is absent. implies: own name ->
-      CheXpert name that it is a kind of: presence carries over, absence says nothing.
-    """
-    states: dict[str, int] = {}
-    rank = {ABSENT: 0, UNCERTAIN: 1, PRESENT: 2}
-    pairs = [(name, target, False) for name, target in same.items()]
-    pairs += [(name, target, True) for name, target in (implies or {}).items()]
-    for name, target, only_present in pairs:
-        state = own.get(name, NOT_MENTIONED)
-        if state in rank and not (only_present and state != PRESENT):
-            states[target] = max(states.get(target, ABSENT), state, key=rank.__getitem__)
-    return states
-
-
 def label_states(labels: Sequence[int] | np.ndarray) -> dict[str, int]:
     """A record's label vector -> {name: state} of the observations that are mentioned."""
     if len(labels) != len(CHEXPERT_LABELS):

@@ -12,7 +12,7 @@ import dataclasses
 import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -22,8 +22,10 @@ from medvlp_jax.data import images, transforms
 from medvlp_jax.data.records import text_hash
 from medvlp_jax.data.sections import study_texts
 from medvlp_jax.data.sentences import rejoined, split_sentences
-from medvlp_jax.data.text_cache import TextCache
 from medvlp_jax.data.tokenizer import Tokenizer, choose_units, encode_units
+
+if TYPE_CHECKING:  # it imports JAX, which the processes that prepare data do without
+    from medvlp_jax.data.text_cache import TextCache
 
 Example = dict[str, Any]
 Step = Callable[[Example, np.random.Generator], Example]
@@ -321,6 +323,32 @@ def sentence(*units: str, rule: str = "simple") -> Step:
     return step
 
 
+@register("swap_sentences")
+def swap_sentences(*units: str, p: float = 0.4, rule: str = "simple") -> Step:
+    """Sentences of each unit change places, two at a time: each swap takes two places, at random and perhaps the same.
+
+    The number of swaps is geometric with success probability `p`, counted from 0. The sentences end up one to a
+    paragraph, so that they are split the same way again; the hash stays that of the text as it was.
+    Source: philip-mueller/lovt@f548985, the augmentation of reports.
+    """
+    units = _units(units)
+    split_sentences("", rule)
+    if not 0 < p <= 1:
+        raise ValueError(f"p={p!r} must be a probability above 0.")
+
+    def step(example: Example, rng: np.random.Generator) -> Example:
+        for unit in units:
+            example[f"{unit}_hash"] = np.int32(text_hash(example[unit]))
+            found = split_sentences(example[unit], rule)
+            swaps = int(rng.geometric(p)) - 1
+            for a, b in rng.integers(len(found), size=(swaps, 2)) if found else ():
+                found[a], found[b] = found[b], found[a]
+            example[unit] = "\n\n".join(found)
+        return example
+
+    return step
+
+
 @register("sentences")
 def sentences(*units: str, rule: str) -> Step:
     """Each unit becomes its sentences by a rule that cleans them, joined by blanks (`data.sentences.rejoined`); one of
@@ -338,7 +366,13 @@ def sentences(*units: str, rule: str) -> Step:
 
 
 @register("tokenize")
-def tokenize(max_len: int = 256, *sections: str, units: str = "", tokenizer: Tokenizer | None = None) -> Step:
+def tokenize(
+    max_len: int = 256,
+    *sections: str,
+    units: str = "",
+    max_sentences: int = 0,
+    tokenizer: Tokenizer | None = None,
+) -> Step:
     """Texts -> ids int32 [max_len] and mask bool [max_len], special tokens included; findings and impression unless
     sections are named. With units (`words`, `sentences`) segment int32 [max_len] too: the unit of every piece, see
     `data.tokenizer.encode_units`."""
@@ -350,7 +384,8 @@ def tokenize(max_len: int = 256, *sections: str, units: str = "", tokenizer: Tok
         raise ValueError(f"max_len={max_len!r} must be a whole number of at least 3.")
 
     def step(example: Example, rng: np.random.Generator) -> Example:
-        fields = encode_units(tokenizer, [example[section] for section in sections], max_len, units)
+        texts = [example[section] for section in sections]
+        fields = encode_units(tokenizer, texts, max_len, units, max_sentences=max_sentences)
         for name, value_SxL in fields.items():
             for section, value_L in zip(sections, value_SxL, strict=True):
                 example[f"{section}_{name}"] = value_L
@@ -397,7 +432,7 @@ def keep(*names: str) -> Step:
         for unit in UNITS:
             # Every record has a report as it was written; it is a unit once `sections` has made it one.
             if isinstance(example.get(unit), str) and f"has_{unit}" in example:
-                example[f"{unit}_hash"] = np.int32(text_hash(example[unit]))
+                example.setdefault(f"{unit}_hash", np.int32(text_hash(example[unit])))
         for name in ("patient", "study"):
             if f"{name}_id" in example:
                 example[f"{name}_hash"] = np.int32(int(example[f"{name}_id"]) & 0x7FFFFFFF)

@@ -11,13 +11,14 @@ import json
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medvlp_jax.data import data_sets
+from medvlp_jax.data.demographics import UNKNOWN_AGE
 from medvlp_jax.data.labels import CHEXPERT_LABELS
 
 SPLITS = ("train", "validation", "test")
@@ -26,15 +27,16 @@ SOURCE = "_source"
 example: it goes to the side table `ids.csv`, never into the record. Its "facts", a list of slugs, are counted."""
 
 _reading_process: int | None = None  # the one process in which the C++ reader has been used
-_TEXT = ("findings", "impression", "report", "view")
+_TEXT = ("findings", "impression", "report", "view", "sex")
 
 
 def features() -> Any:
     """The `tfds.features.FeaturesDict` that every record has.
 
     Images are handed over as encoded bytes (grey PNG or JPEG); text is UTF-8, "" when absent; `labels` is int8 (14,)
-    in the order of `labels.CHEXPERT_LABELS`; `own_labels` are those of the set in its own words; ids are `hashed_id`s;
-    boxes are [ymin, xmin, ymax, xmax] in 0..1. A phrase and its boxes: `sentence` is its place in `sentences`.
+    in the order of `labels.CHEXPERT_LABELS`; `own_labels` are those of the set in its own words; `age` is in years, 90
+    for 90 and more, -1 unknown; `sex` is F, M, O or ""; ids are `hashed_id`s; boxes are [ymin, xmin, ymax, xmax] in
+    0..1. A phrase and its boxes: `sentence` is its place in `sentences`.
     """
     import tensorflow_datasets as tfds
 
@@ -51,6 +53,8 @@ def features() -> Any:
             "labels": f.Tensor(shape=(len(CHEXPERT_LABELS),), dtype=np.int8),
             "own_labels": f.Sequence({"name": f.Text(), "state": np.int8}),
             "view": f.Text(),
+            "age": f.Scalar(np.int32),
+            "sex": f.Text(),
             "patient_id": f.Scalar(np.int64),
             "study_id": f.Scalar(np.int64),
             "image_id": f.Scalar(np.int64),
@@ -87,6 +91,8 @@ def example(
     labels: np.ndarray | None = None,
     own_labels: Mapping[str, int] | None = None,
     view: str = "",
+    age: int = UNKNOWN_AGE,
+    sex: str = "",
     boxes: list[dict[str, Any]] | None = None,
     masks: list[dict[str, Any]] | None = None,
     lung_mask: bytes = b"",
@@ -96,9 +102,9 @@ def example(
     """One example as a builder yields it, with every field filled; raw ids are hashed here and kept in the side table.
 
     Args: image: encoded PNG or JPEG, grey. patient_id, study_id, image_id: raw ids. labels: int8 (14,), default all -2.
-      own_labels: {name: 1, 0, -1}. boxes: [{"box": [ymin, xmin, ymax, xmax] in 0..1, "finding": str, "sentence": int
-      or -1}]. masks: [{"mask": PNG
-      bytes, "finding": str}]. source: more columns for `ids.csv` ("sha256", "file").
+      own_labels: {name: 1, 0, -1}. age, sex: see `demographics`. boxes: [{"box": [ymin, xmin, ymax, xmax] in 0..1,
+      "finding": str, "sentence": int or -1}]. masks: [{"mask": PNG bytes, "finding": str}]. source: more columns for
+      `ids.csv` ("sha256", "file").
     """
     return {
         "image": image,
@@ -111,6 +117,8 @@ def example(
         "labels": np.full(len(CHEXPERT_LABELS), -2, np.int8) if labels is None else np.asarray(labels, np.int8),
         "own_labels": [{"name": name, "state": int(state)} for name, state in (own_labels or {}).items()],
         "view": view,
+        "age": int(age),
+        "sex": sex,
         "patient_id": hashed_id(patient_id),
         "study_id": hashed_id(study_id),
         "image_id": hashed_id(image_id),
@@ -168,6 +176,11 @@ def prepared_splits(data_dir: str | os.PathLike[str], name: str) -> list[str]:
     return [split["name"] for split in info["splits"]]
 
 
+def split_order(names: Iterable[str]) -> list[str]:
+    """Names of splits, the usual ones first and in their usual order."""
+    return sorted(names, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))
+
+
 def _version(text: str) -> tuple[int, ...]:
     match = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", text)
     return tuple(int(number) for number in match.groups()) if match else ()
@@ -177,10 +190,10 @@ class RecordSource:
     """Random access to the records of one split: `len(source)`, `source[i]`.
 
     A record is a dict: `image` and `lung_mask` encoded bytes; text as str; `sentences` list of str; `labels` int8
-    (14,); `own_labels` = {"name": N str, "state": int8 (N,)}; ids int64 and flags bool scalars; `boxes` = {"box":
-    float32 (N, 4), "finding": N str, "sentence": int32 (N,)}; `masks` = {"mask": list of PNG bytes, "finding": list of
-    str}. Files are opened by the first read, so a source may be pickled, sent to spawned workers, forked before that
-    read, and read from several threads.
+    (14,); `own_labels` = {"name": N str, "state": int8 (N,)}; `age` int, -1 unknown; ids int64 and flags bool scalars;
+    `boxes` = {"box": float32 (N, 4), "finding": N str, "sentence": int32 (N,)}; `masks` = {"mask": list of PNG bytes,
+    "finding": list of str}. Files are opened by the first read, so a source may be pickled, sent to spawned workers,
+    forked before that read, and read from several threads.
 
     Args: data_dir: root of the prepared data sets. name: data set, or data set/config. split: "train", "validation",
       "test", or a slice such as "train[:10%]".
@@ -238,7 +251,10 @@ class RecordSource:
         raw = self._records()[index % self._length]
         record = dict(raw)
         for field in _TEXT:
-            record[field] = _string(raw[field])
+            record[field] = _string(
+                raw.get(field, "")
+            )  # sets prepared by earlier versions have no sex, age, own_labels
+        record["age"] = int(raw.get("age", UNKNOWN_AGE))
         record["sentences"] = [_string(sentence) for sentence in raw["sentences"]]
         record["image"], record["lung_mask"] = bytes(raw["image"]), bytes(raw["lung_mask"])
         boxes, masks = (
@@ -255,7 +271,7 @@ class RecordSource:
             "finding": [_string(finding) for finding in masks["finding"]],
         }
         own = _columns(raw["own_labels"], ("name", "state")) if "own_labels" in raw else {"name": [], "state": []}
-        record["own_labels"] = {  # sets prepared by earlier versions have none
+        record["own_labels"] = {
             "name": [_string(name) for name in own["name"]],
             "state": np.asarray(own["state"], np.int8).reshape(-1),
         }

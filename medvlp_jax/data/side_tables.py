@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import array
 import csv
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from medvlp_jax.data.labels import ABSENT, CHEXPERT_LABELS, PRESENT, UNCERTAIN
 from medvlp_jax.data.records import RecordSource, hashed_id
@@ -27,30 +30,51 @@ def write_rejected_and_ids(folder: Path, staging: Staging) -> None:
         for rejection in sorted(staging.rejections, key=lambda r: (r.row, r.item, r.reason)):
             row = "" if rejection.row < 0 else rejection.row
             writer.writerow([row, rejection.reason, rejection.item, rejection.detail])
-    raw_of: dict[tuple[str, int], str] = {}
     kinds = ("patient_id", "study_id", "image_id")
+    hashed: dict[str, array.array[int]] = {kind: array.array("q") for kind in kinds}
+    checks: dict[str, array.array[int]] = {kind: array.array("q") for kind in kinds}
     with open(folder / "ids.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["split", *kinds, *(f"{kind}_hash" for kind in kinds), "file", "sha256", "doubts"])
-        for source in sorted(staging.sources, key=lambda source: source["split"]):  # stable: rows keep their order
-            hashes = []
-            for kind in kinds:
-                hashes.append(hashed_id(source[kind]))
-                if raw_of.setdefault((kind, hashes[-1]), source[kind]) != source[kind]:
-                    raise ValueError(f"Two different {kind} values hash to {hashes[-1]}; rename one of them.")
-            raw = [source[kind] for kind in kinds]
-            more = [source.get(name, "") for name in ("file", "sha256", "doubts")]
-            writer.writerow([source["split"], *raw, *hashes, *more])
+        for split in sorted({source["split"] for source in staging.sources}):
+            for source in staging.sources:
+                if source["split"] != split:
+                    continue
+                raw = [source[kind] for kind in kinds]
+                for kind, value in zip(kinds, raw, strict=True):
+                    hashed[kind].append(hashed_id(value))
+                    checks[kind].append(hash(value))
+                more = [source.get(name, "") for name in ("file", "sha256", "doubts")]
+                writer.writerow([split, *raw, *(hashed[kind][-1] for kind in kinds), *more])
+    for kind in kinds:
+        if (twice := _of_two_values(hashed[kind], checks[kind])) is not None:
+            raise ValueError(f"Two different {kind} values hash to {twice}; rename one of them.")
+
+
+def _of_two_values(hashed: Sequence[int], checks: Sequence[int]) -> int | None:
+    """A hash that two different values have, told apart by another hash of theirs."""
+    hashed_N, check_N = np.asarray(hashed, np.int64), np.asarray(checks, np.int64)
+    order_N = np.lexsort((check_N, hashed_N))
+    hashed_N, check_N = hashed_N[order_N], check_N[order_N]
+    twice = np.flatnonzero((hashed_N[1:] == hashed_N[:-1]) & (check_N[1:] != check_N[:-1]))
+    return int(hashed_N[twice[0]]) if len(twice) else None
+
+
+def json_text(value: Any) -> str:
+    """Sorted, indented JSON."""
+    return json.dumps(value, indent=1, sort_keys=True) + "\n"
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Sorted, indented JSON, put in place in one step."""
+    """`json_text`, put in place in one step."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    temporary.write_text(json_text(value), encoding="utf-8")
     os.replace(temporary, path)
 
 
-def _count_split(source: RecordSource, split: str, progress: bool) -> dict[str, Any]:
+def count_split(source: Any, split: str, progress: bool) -> dict[str, Any]:
+    """The numbers of a split, and under "_patients" its hashed patient ids. Args: source: a `RecordSource`, or a
+    sequence like it that gives None for a record to be left out."""
     from tqdm import tqdm
 
     studies, patients = set(), set()
@@ -59,7 +83,11 @@ def _count_split(source: RecordSource, split: str, progress: bool) -> dict[str, 
     labels = {name: dict.fromkeys(words.values(), 0) for name in CHEXPERT_LABELS}
     own: dict[str, dict[str, int]] = {}
     order = tqdm(range(len(source)), desc=f"checking {split}", unit="record", disable=not progress, leave=False)
+    read = 0
     for record in (source[index] for index in order):
+        if record is None:
+            continue
+        read += 1
         studies.add(int(record["study_id"]))
         patients.add(int(record["patient_id"]))
         totals["has_findings"] += bool(record["has_findings"])
@@ -73,7 +101,7 @@ def _count_split(source: RecordSource, split: str, progress: bool) -> dict[str, 
         for name, state in zip(record["own_labels"]["name"], record["own_labels"]["state"], strict=True):
             own.setdefault(name, dict.fromkeys(words.values(), 0))[words[int(state)]] += 1
     return {
-        "records": len(source),
+        "records": read,
         "studies": len(studies),
         "patients": len(patients),
         **totals,
@@ -83,7 +111,8 @@ def _count_split(source: RecordSource, split: str, progress: bool) -> dict[str, 
     }
 
 
-def _shared_patients(splits: dict[str, dict[str, Any]]) -> int:
+def shared_patients(splits: dict[str, dict[str, Any]]) -> int:
+    """Patients in more than one split; takes "_patients" out of the numbers of `count_split`."""
     seen: set[int] = set()
     shared: set[int] = set()
     for counts in splits.values():
@@ -149,8 +178,8 @@ def count_all(sources: Mapping[str, RecordSource], staging: Staging, progress: b
     Returns: {"splits": {split: numbers}, "rejected": {reason: number}, "patients_in_two_splits": number,
       "identical_files": number, "identical_files_in_two_splits": number}.
     """
-    splits = {split: _count_split(source, split, progress) for split, source in sources.items()}
-    shared = _shared_patients(splits)
+    splits = {split: count_split(source, split, progress) for split, source in sources.items()}
+    shared = shared_patients(splits)
     repeated, apart = identical_files(staging.sources)
     return {
         "splits": splits,
@@ -163,8 +192,13 @@ def count_all(sources: Mapping[str, RecordSource], staging: Staging, progress: b
 
 def identical_files(sources: Iterable[Mapping[str, str]]) -> tuple[int, int]:
     """(files that repeat another one byte for byte, contents that occur in more than one split)."""
-    splits_of: dict[str, list[str]] = {}
+    digests, splits, names = array.array("Q"), array.array("B"), {}
     for source in sources:
         if source.get("sha256"):
-            splits_of.setdefault(source["sha256"], []).append(source["split"])
-    return sum(len(of) - 1 for of in splits_of.values()), sum(len(set(of)) > 1 for of in splits_of.values())
+            digests.append(int(source["sha256"][:16], 16))
+            splits.append(names.setdefault(source["split"], len(names)))
+    pairs = np.empty(len(digests), [("digest", np.uint64), ("split", np.uint8)])
+    pairs["digest"], pairs["split"] = digests, splits
+    contents = np.unique(pairs["digest"])
+    in_splits = np.unique(np.unique(pairs)["digest"], return_counts=True)[1]
+    return len(pairs) - len(contents), int((in_splits > 1).sum())

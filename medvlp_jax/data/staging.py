@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
-import numpy as np
 
+from medvlp_jax.data import beam_chunks
+from medvlp_jax.data.packed import Packed, decode_array, encode_array, pack, unpack
 from medvlp_jax.data.records import SOURCE
 
 FORMAT = 1
@@ -73,7 +74,9 @@ class Staging:
     """Where chunks are kept and how they are made; after a build it holds the rejections and the raw-id rows.
 
     Args: directory: folder for the chunk files; None keeps nothing and runs in this process. workers: processes,
-      default one per core. chunk: work items per file. progress: show a bar.
+      default one per core. chunk: work items per file. progress: show a bar. beam: options of an Apache Beam pipeline
+      that makes the chunks instead; None for processes of our own.
+    Raises: ValueError for numbers below 1, and for `beam` without Apache Beam.
     """
 
     def __init__(
@@ -83,14 +86,18 @@ class Staging:
         workers: int | None = None,
         chunk: int = 64,
         progress: bool = False,
+        beam: str | None = None,
     ):
         if chunk < 1 or (workers is not None and workers < 1):
             raise ValueError(f"chunk={chunk} and workers={workers} must be at least 1.")
+        if beam is not None:
+            beam_chunks.check(beam)
+        self.beam = beam
         self.directory = Path(directory) if directory is not None else None
         self.workers = workers or os.cpu_count() or 1
         self.chunk, self.progress = chunk, progress
         self.rejections: list[Rejection] = []
-        self.sources: list[dict[str, str]] = []
+        self.sources = Packed()
         self.provenance: dict[str, Any] = {}
         self.facts: collections.Counter[str] = collections.Counter()
         self.reused = self.made = 0
@@ -114,9 +121,10 @@ def split_generators(
     staging = getattr(builder, "staging", None) or Staging()
     staging.rejections.extend(plan.rejections)
     staging.provenance.update(plan.provenance)
+    splits = dict(plan.splits)
+    del plan  # its items take ten times as much memory as the jobs made of them
     jobs = {
-        split: _jobs(split, items, make_examples, builder.builder_config, staging)
-        for split, items in plan.splits.items()
+        split: _jobs(split, splits.pop(split), make_examples, builder.builder_config, staging) for split in list(splits)
     }
     _finish([job for of_split in jobs.values() for job in of_split], make_examples, builder.builder_config, staging)
     generators = {}
@@ -162,17 +170,24 @@ class _Job:
 
     path: Path
     fingerprint: str
-    items: list[Any]
+    count: int
+    packed: bytes
+
+    @property
+    def items(self) -> list[Any]:
+        """The work items."""
+        return unpack(self.packed)
 
 
 def _jobs(split: str, items: Sequence[Any], make_examples: MakeExamples, config: Any, staging: Staging) -> list[_Job]:
     base = json.dumps([FORMAT, config_dict(config), code_digest(make_examples)], sort_keys=True, default=str)
-    items, jobs = list(items), []
+    jobs = []
     for number, start in enumerate(range(0, len(items), staging.chunk)):
-        chunk = items[start : start + staging.chunk]
+        chunk = list(items[start : start + staging.chunk])
         content = base + json.dumps(chunk, sort_keys=True, default=str)
         path = (staging.directory or Path()) / f"{split}-{number:06d}.msgpack"
-        jobs.append(_Job(path, hashlib.sha256(content.encode()).hexdigest(), chunk))
+        fingerprint = hashlib.sha256(content.encode()).hexdigest()
+        jobs.append(_Job(path, fingerprint, len(chunk), pack(chunk)))
     return jobs
 
 
@@ -186,9 +201,14 @@ def _finish(jobs: list[_Job], make_examples: MakeExamples, config: Any, staging:
     todo = [job for job in jobs if _read(job) is None]
     staging.reused += len(jobs) - len(todo)
     staging.made += len(todo)
-    total, left = (sum(len(job.items) for job in some) for some in (jobs, todo))
+    total, left = (sum(job.count for job in some) for some in (jobs, todo))
     with tqdm(total=total, initial=total - left, unit="item", disable=not staging.progress, leave=False) as bar:
-        for size in _run(todo, make_examples, config, staging.workers):
+        if staging.beam is None:
+            sizes = _run(todo, make_examples, config, staging.workers)
+        else:
+            work = functools.partial(_stage_chunk, make_examples=make_examples, config=config)
+            sizes = beam_chunks.run(todo, work, staging.beam)
+        for size in sizes:
             bar.update(size)
 
 
@@ -212,9 +232,7 @@ def _examples(
             yield key, example
 
 
-def _run(
-    jobs: list[tuple[Path, str, list[Any]]], make_examples: MakeExamples, config: Any, workers: int
-) -> Iterator[int]:
+def _run(jobs: list[_Job], make_examples: MakeExamples, config: Any, workers: int) -> Iterator[int]:
     work = functools.partial(_stage_chunk, make_examples=make_examples, config=config)
     if workers == 1 or len(jobs) <= 1:
         for job in jobs:
@@ -252,7 +270,7 @@ def _start_worker() -> None:
 
 def _stage_chunk(job: _Job, *, make_examples: MakeExamples, config: Any) -> int:
     _write(job.path, {"fingerprint": job.fingerprint, **_make(job.items, make_examples, config)})
-    return len(job.items)
+    return job.count
 
 
 def _make(chunk: list[Any], make_examples: MakeExamples, config: Any) -> dict[str, Any]:
@@ -298,7 +316,7 @@ def code_digest(make_examples: Callable[..., Any]) -> str:
 
 
 def _write(path: Path, payload: dict[str, Any]) -> None:
-    body = msgpack.packb(payload, default=_pack, use_bin_type=True)
+    body = msgpack.packb(payload, default=encode_array, use_bin_type=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -319,22 +337,5 @@ def _read(job: _Job) -> dict[str, Any] | None:
         return None
     if hashlib.sha256(data[32:]).digest() != data[:32]:
         return None
-    payload = msgpack.unpackb(data[32:], ext_hook=_unpack, raw=False, strict_map_key=False)
+    payload = msgpack.unpackb(data[32:], ext_hook=decode_array, raw=False, strict_map_key=False)
     return payload if payload["fingerprint"] == job.fingerprint else None
-
-
-def _pack(value: Any) -> msgpack.ExtType:
-    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf":
-        array = np.asarray(value)
-        return msgpack.ExtType(1, msgpack.packb([array.dtype.str, list(array.shape), array.tobytes()]))
-    raise TypeError(
-        f"An example holds a {type(value).__name__}; use numbers, str, bytes, lists, dicts or numeric arrays."
-    )
-
-
-def _unpack(code: int, data: bytes) -> Any:
-    if code != 1:
-        return msgpack.ExtType(code, data)
-    dtype, shape, raw = msgpack.unpackb(data)
-    array = np.frombuffer(raw, dtype).reshape(shape)
-    return array if shape else array[()]

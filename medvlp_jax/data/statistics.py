@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from medvlp_jax.data.demographics import OLDEST, UNKNOWN_AGE
 from medvlp_jax.data.labels import ABSENT, CHEXPERT_LABELS, NOT_MENTIONED, PRESENT, UNCERTAIN
 from medvlp_jax.data.overlap import study_text
 from medvlp_jax.data.records import hashed_id
@@ -29,8 +30,8 @@ def describe(
     Returns: counts, `labels` {name: {state: number}}, `own_labels` likewise when records have them, `together` (14 x
       14: records in which both observations are present), `sections` {name: {"present", "characters", "words",
       "tokens"}} with a `summary` and a histogram each, `sentences`, `texts` (of findings and impression, else the
-      report, per study: distinct, repeated), `views`, `ages` and `sexes` where records have these, `image_sizes`,
-      `image_bytes`.
+      report, per study: distinct, repeated), `views`, `sexes`, `ages` (a summary, in which 90 means 90 and more, and
+      `decades`), `image_sizes`, `image_bytes`.
     """
     from PIL import Image
 
@@ -47,7 +48,7 @@ def describe(
     views: collections.Counter[str] = collections.Counter()
     sexes: collections.Counter[str] = collections.Counter()
     sizes: collections.Counter[str] = collections.Counter()
-    ages: list[float] = []
+    ages: list[int] = []
     image_bytes: list[int] = []
     words = {value: name for name, value in STATES.items()}
     for record in records:
@@ -80,11 +81,9 @@ def describe(
         if new_study and (whole := study_text(record)):
             texts[hashed_id(whole)] += 1
         views[str(record["view"]) or "not known"] += 1
-        age = record.get("age")
-        if age is not None and math.isfinite(float(age)) and float(age) >= 0:
-            ages.append(float(age))
-        if record.get("sex"):
-            sexes[str(record["sex"])] += 1
+        if (age := int(record.get("age", UNKNOWN_AGE))) != UNKNOWN_AGE:
+            ages.append(age)
+        sexes[str(record.get("sex", "")) or "not known"] += 1
         image_bytes.append(len(record["image"]))
         try:
             width, height = Image.open(io.BytesIO(record["image"])).size
@@ -121,7 +120,7 @@ def describe(
         },
         "views": dict(views.most_common()),
         "sexes": dict(sexes.most_common()),
-        "ages": {"summary": summary(ages), **histogram(ages, width=10)},
+        "ages": {"summary": summary(ages), "decades": decades(ages, count["records"])},
         "image_sizes": dict(sizes.most_common(10)) | ({"others": _rest(sizes, 10)} if len(sizes) > 10 else {}),
         "image_bytes": summary(image_bytes),
     }
@@ -129,6 +128,16 @@ def describe(
 
 def _rest(counter: collections.Counter[str], shown: int) -> int:
     return sum(number for _, number in counter.most_common()[shown:])
+
+
+def decades(ages: Sequence[int], records: int) -> dict[str, int]:
+    """Ages in years by ten, "90+" last, and how many records have none; {} when none has one."""
+    if not ages:
+        return {}
+    count = collections.Counter(min(age, OLDEST) // 10 for age in ages)
+    unknown = records - len(ages)
+    named = {f"{10 * ten}–{10 * ten + 9}": count[ten] for ten in range(9)} | {f"{OLDEST}+": count[9]}
+    return {name: number for name, number in named.items() if number} | ({"not known": unknown} if unknown else {})
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
@@ -146,16 +155,14 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def histogram(values: Sequence[float], width: float | None = None) -> dict[str, list[float]]:
-    """{"edges": N + 1 numbers, "counts": N}: bars of `width`, or at most `HISTOGRAM_BARS` of a round width, from 0."""
+def histogram(values: Sequence[float]) -> dict[str, list[float]]:
+    """{"edges": N + 1 numbers, "counts": N}: at most `HISTOGRAM_BARS` bars of a round width, from 0."""
     if not len(values):
         return {"edges": [], "counts": []}
     top = max(float(max(values)), 1.0)
-    if width is None:
-        least = top / HISTOGRAM_BARS
-        scale = 10 ** math.floor(math.log10(least))
-        width = next(step * scale for step in (1, 2, 5, 10) if step * scale >= least)
-        width = max(width, 1.0)
+    least = top / HISTOGRAM_BARS
+    scale = 10 ** math.floor(math.log10(least))
+    width = max(next(step * scale for step in (1, 2, 5, 10) if step * scale >= least), 1.0)
     edges = np.arange(0, math.floor(top / width) + 2) * width
     counts, _ = np.histogram(np.asarray(values, np.float64), edges)
     return {"edges": edges.tolist(), "counts": counts.tolist()}

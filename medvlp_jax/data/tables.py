@@ -4,34 +4,36 @@ from __future__ import annotations
 
 import csv
 import difflib
-import gzip
 import hashlib
-import io
 import os
-import zipfile
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from medvlp_jax.data import archives
 from medvlp_jax.data.staging import Rejection
 
 Row = dict[str, str]
+IMAGE_COLUMNS = ("image_id", "dicom_id", "Image Index", "ImageID", "patientId", "ImageId", "Path", "image")
+"""Names under which a table of splits or labels may hold images."""
 
 
 def read_text(path: Path) -> tuple[str, str]:
     """Text of a UTF-8 file, also packed as .gz or as the only file of a .zip, and the SHA-256 of the file itself.
 
-    Raises: ValueError for text that is not UTF-8, and for a .zip with several files.
+    Raises: ValueError for text that is not UTF-8, for a .zip with several files, and for archives that are damaged or
+      not to be trusted.
     """
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if path.suffix == ".gz":
-        data = gzip.decompress(data)
+        data = archives.gunzip(path, data)
     elif path.suffix == ".zip":
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        with archives.open_zip(path) as archive:
             names = [name for name in archive.namelist() if not name.endswith("/")]
             if len(names) != 1:
                 raise ValueError(f"{path} holds {len(names)} files, not one table. Unpack it beside itself.")
-            data = archive.read(names[0])
+            data = archives.read_member(archive, names[0])
     try:
         return data.decode("utf-8-sig"), digest
     except UnicodeDecodeError as error:
@@ -42,7 +44,7 @@ def csv_rows(text: str, delimiter: str = ",") -> tuple[list[str], Iterator[list[
     """The header, and its rows with blanks at the end of a row cut or filled to the header's width where only these
     differ; other rows keep their own width. Quoted cells may hold delimiters and line breaks."""
     csv.field_size_limit(2**30)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    reader = csv.reader(_lines(text), delimiter=delimiter)
     header = [name.strip() for name in next(reader, [])]
     while header and not header[-1]:  # a header that ends in commas (BBox_List_2017.csv)
         header.pop()
@@ -54,6 +56,12 @@ def csv_rows(text: str, delimiter: str = ",") -> tuple[list[str], Iterator[list[
                 yield cells if any(cell.strip() for cell in extra) else cells[: len(header)]
 
     return header, rows()
+
+
+def _lines(text: str) -> Iterator[str]:
+    """With their ends. `io.StringIO` would hold the text once more, in four bytes a character."""
+    for line in re.finditer(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+", text):
+        yield line[0]
 
 
 class Table:
@@ -122,3 +130,38 @@ def index_files(root: Path, suffixes: Sequence[str]) -> dict[str, str]:
             if name.lower().endswith(tuple(suffixes)):
                 found.setdefault(name, os.path.relpath(os.path.join(folder, name), root))
     return found
+
+
+class ImageIndex:
+    """Finds the image that a table means, whatever folders and extension one of the two writes.
+
+    `patient1/study1/view1.jpg` is never taken for `patient2/study1/view1.jpg`: a name alone stands for an image only
+    when the table or the data set has names without folders.
+
+    Args: images: as the table writes them.
+    """
+
+    def __init__(self, images: Iterable[str]):
+        self._whole: dict[str, str] = {}
+        self._parts: dict[str, str] = {}
+        for image in images:
+            path = plain_image(image)
+            self._whole.setdefault(path, image)
+            if "/" in path:
+                self._parts.setdefault(path.partition("/")[2], image)
+                self._parts.setdefault(path.rpartition("/")[2], image)
+
+    def find(self, image: str) -> str | None:
+        """The image as the table writes it, or None."""
+        path = plain_image(image)
+        for found in (self._whole.get(path), self._parts.get(path), self._whole.get(path.rpartition("/")[2])):
+            if found is not None:
+                return found
+        return None
+
+
+def plain_image(image: str) -> str:
+    """The path of an image without the extension of an image file."""
+    path = image.strip()
+    stem, dot, extension = path.rpartition(".")
+    return stem if dot and extension.lower() in ("png", "jpg", "jpeg", "dcm", "dicom") else path

@@ -40,6 +40,8 @@ class Tokenizer:
     Attributes:
       vocab_size, pad_id: ints.
       encoded, truncated: texts encoded and texts cut since the start, in this process.
+      over_length, over_count: of texts by sentences, those left out since the start because the text was too long, and
+        because it had too many of them.
       fingerprint: hex digest of everything that decides how text becomes ids.
     """
 
@@ -54,7 +56,7 @@ class Tokenizer:
         self._backend, self.pad_id = backend, pad_id
         self.vocab_size = backend.get_vocab_size()
         self.fingerprint = hashlib.blake2b(f"{backend.to_str()}{pad_id}".encode(), digest_size=16).hexdigest()
-        self.encoded = self.truncated = 0
+        self.encoded = self.truncated = self.over_length = self.over_count = 0
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -100,6 +102,47 @@ class Tokenizer:
             ids_NxL[i, : len(ids)] = ids
             mask_NxL[i, : len(ids)] = True
         return ids_NxL, mask_NxL
+
+    def encode_sentences(
+        self, sentences: Sequence[str], max_len: int, max_sentences: int = 0
+    ) -> tuple[NDArray[np.int32], NDArray[np.bool_], NDArray[np.int32]]:
+        """Ids int32 [L], mask bool [L] and sentence int32 [L] of every piece, of one text that comes by sentences.
+
+        Sentences become pieces one by one and are joined as `[CLS] s1 s2 ... [SEP]`. Special tokens and padding belong
+        to sentence -1. A sentence that would not fit is left out with all later ones; only a first one that alone is
+        too long is cut. Sentences without pieces do not count. L = max_len.
+
+        Args: max_sentences: most sentences kept; 0: as many as fit.
+        Raises: ValueError when max_len leaves no room.
+        Source: philip-mueller/lovt@f548985, the joining of sentences.
+        """
+        framed = self._backend.encode("a")
+        closing = _closing(framed.special_tokens_mask)
+        opening_ids = framed.ids[: _closing(framed.special_tokens_mask[::-1])]
+        closing_ids = framed.ids[len(framed.ids) - closing :]
+        room = max_len - len(opening_ids) - len(closing_ids)
+        if room < 1:
+            raise ValueError(f"max_len={max_len} leaves no room for text beside the special tokens.")
+        encodings = self._backend.encode_batch(list(sentences), add_special_tokens=False)
+        pieces = [encoding.ids for encoding in encodings if encoding.ids]
+        allowed = pieces[:max_sentences] if max_sentences else pieces
+        kept, cut = [ids[:room] for ids in allowed[:1]], bool(allowed) and len(allowed[0]) > room
+        for ids in allowed[1:]:
+            if sum(map(len, kept)) + len(ids) > room:
+                break
+            kept.append(ids)
+        with self._lock:
+            self.encoded += 1
+            self.truncated += cut or len(kept) < len(pieces)
+            self.over_count += len(pieces) - len(allowed)
+            self.over_length += len(allowed) - len(kept)
+        ids = [*opening_ids, *itertools.chain.from_iterable(kept), *closing_ids]
+        ids_L = np.full(max_len, self.pad_id, np.int32)
+        ids_L[: len(ids)] = ids
+        segment_L = np.full(max_len, -1, np.int32)
+        numbers = np.repeat(np.arange(len(kept)), [len(ids) for ids in kept])
+        segment_L[len(opening_ids) : len(opening_ids) + len(numbers)] = numbers
+        return ids_L, np.arange(max_len) < len(ids), segment_L
 
     def word_segments(self, ids_NxL: NDArray[np.int32], mask_NxL: NDArray[np.bool_]) -> NDArray[np.int32]:
         """The word of every piece: [CLS] is 0, words are 1..n, [SEP] is n + 1, padding is -1.
@@ -151,16 +194,23 @@ def choose_units(units: str) -> str:
 
 
 def encode_units(
-    tokenizer: Tokenizer, texts: Sequence[str], max_len: int, units: str = "", buckets: Sequence[int] | None = None
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    max_len: int,
+    units: str = "",
+    buckets: Sequence[int] | None = None,
+    *,
+    max_sentences: int = 0,
 ) -> dict[str, NDArray]:
     """`ids` int32 and `mask` bool [N, L] of texts; with units `segment` int32 [N, L] too: the unit of every piece.
 
     Args: units: one of `UNITS`. `words`: see `Tokenizer.word_segments`. `sentences`: see `Tokenizer.encode_sentences`;
       -1 is [CLS], [SEP] and padding. max_len, buckets: as `Tokenizer.encode`.
+      max_sentences: as `Tokenizer.encode_sentences`.
     Raises: ValueError for other units.
     """
     if choose_units(units) == "sentences":
-        rows = [tokenizer.encode_sentences(split_sentences(text), max_len) for text in texts]
+        rows = [tokenizer.encode_sentences(split_sentences(text), max_len, max_sentences) for text in texts]
         ids_NxL, mask_NxL, segment_NxL = (np.stack(parts) for parts in zip(*rows, strict=True))
         longest = int(mask_NxL.sum(axis=1).max())
         length = min((size for size in buckets or () if longest <= size <= max_len), default=max_len)

@@ -70,16 +70,20 @@ def _files(model: dict[str, Any], onnx: bool) -> str:
     elif channels == 1:
         how += "; for a three-channel network repeat `conv1.weight` three times and divide it by 3"
     text = model["text"]
+    by_sentences = "max_sentences" in text
+    of_each = f" of each sentence, {text['max_sentences']} at most" if by_sentences else ""
     lines = [
         f"- `trunk.safetensors`: image encoder, {how}",
         f"- `heads.safetensors`: projection heads{' and read branch' if 'read' in model else ''}; `model.json`: sizes"
         + (", fixed channel draws" if "read" in model else ""),
         "- `modeling.py`: plain PyTorch for both, loads strictly; images of one channel or three, 0..255",
         "- `text/`: text tower for `transformers` (`AutoTokenizer`, `AutoModel.from_pretrained('text', "
-        f"add_pooling_layer=False)`); {text['pooling']} pooling, {text['max_length']} tokens",
+        f"add_pooling_layer=False)`); {text['pooling']} pooling{of_each}, {text['max_length']} tokens",
         "- `preprocessor.json`: how an image becomes a view",
         "- `medvlp_jax.json`: versions, config, SHA-256 of every file, for `python -m medvlp_jax.import_weights`",
     ]
+    if by_sentences:
+        lines.append("- `sentences.py`: how `modeling.py` splits a text into sentences")
     if onnx:
         names = ", ".join(f"`{name}`" for name in (*model["sections"], "pooled"))
         lines.append(f"- `image_embedder.onnx`: views uint8 [N, S, S, 1] to {names}")

@@ -38,7 +38,8 @@ def build(model: Mapping[str, Any], trunk: Mapping[str, np.ndarray], heads: Mapp
     if model["kind"] == "imitate":
         outputs = {"findings": _read(graph, stages, model), "impression": _head(graph, pooled, "diagnosis_head")}
     else:
-        outputs = {section: _head(graph, pooled, "image_head") for section in model["sections"]}
+        vector = _attention_pool(graph, stages[-1], model) if model["kind"] == "lovt" else pooled
+        outputs = {section: _head(graph, vector, "image_head") for section in model["sections"]}
     outputs |= {"pooled": pooled}
     for name, value in outputs.items():
         graph.nodes.append(onnx.helper.make_node("Identity", [value], [name]))
@@ -194,6 +195,21 @@ def _attention(graph: _Graph, tokens: str, count: int, config: Mapping[str, Any]
     weights = graph.add("Softmax", graph.add("MatMul", query, split("key", [0, 2, 3, 1])), axis=-1)
     mixed = graph.reshape(graph.add("MatMul", weights, split("value", [0, 2, 1, 3])), [0, -1])
     return graph.add("Add", graph.linear(mixed, "read.attention.out"), graph.constant(cls_T))
+
+
+def _attention_pool(graph: _Graph, stage: str, model: Mapping[str, Any]) -> str:
+    """`layers.attention_pool.AttentionPool` over the places of the last map."""
+    heads, channels = model["pool"]["heads"], model["heads"]["image_width"]
+    width = channels // heads
+    places = graph.add("Transpose", graph.reshape(stage, [0, channels, -1]), perm=[0, 2, 1])
+    mean = graph.add("ReduceMean", places, axes=[1], keepdims=1)
+    split = lambda x, name, perm: graph.add(  # noqa: E731
+        "Transpose", graph.reshape(graph.linear(x, f"image_pool.{name}"), [0, 0, heads, width]), perm=perm
+    )
+    query = graph.add("Div", split(mean, "query", [0, 2, 1, 3]), graph.constant(math.sqrt(width)))
+    weights = graph.add("Softmax", graph.add("MatMul", query, split(places, "key", [0, 2, 3, 1])), axis=-1)
+    mixed = graph.add("MatMul", weights, split(places, "value", [0, 2, 1, 3]))
+    return graph.linear(graph.reshape(mixed, [0, -1]), "image_pool.out")
 
 
 def _sides(model: Mapping[str, Any]) -> list[int]:

@@ -182,10 +182,31 @@ def _local_towers(trained: Trained) -> dict[str, Any]:
     }
 
 
+def _lovt(trained: Trained) -> dict[str, Any]:
+    model, text = trained.config.model, trained.config.text
+    return {
+        "heads": {
+            "features": model.features,
+            "image_width": _embedding_shapes(trained).pooled_BxVxC.shape[-1],
+            "image_hidden": model.head.image_hidden,
+            "text_width": trained.tower.width,
+            "text_hidden": model.head.text_hidden,
+        },
+        "pool": {"heads": model.pool.heads, "mean_over_padding": model.pool.mean_over_padding},
+        "text": {
+            "pooling": text.pooling,
+            "max_length": trained.tower.max_length,
+            "units": text.units,
+            "max_sentences": text.max_sentences,
+        },
+    }
+
+
 EXPORTABLE: dict[str, Exportable] = {
     "imitate": Exportable("imitate", _imitate),
     **dict.fromkeys(("clip", "convirt", "m_flag", "siglip"), Exportable("two_towers", _two_towers)),
     **dict.fromkeys(("gloria", "mgca"), Exportable("local_towers", _local_towers)),
+    "lovt": Exportable("lovt", _lovt),
 }
 
 

@@ -103,8 +103,10 @@ def _write(trained: Trained, folder: Path, say: Callable[[str], None]) -> None:
     parts.write_json(folder / parts.MODEL, model)
     parts.write_json(folder / parts.PREPROCESSOR, recipe)
     parts.write_text(folder / "text", trained.tower)
-    source = resources.files("medvlp_jax") / "assets" / "modeling.py"
-    (folder / "modeling.py").write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    files = [("assets", "modeling.py"), *([("data", "sentences.py")] if "max_sentences" in model["text"] else [])]
+    for place, name in files:
+        source = resources.files("medvlp_jax") / place / name
+        (folder / name).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
     if model["trunk"]["kind"] != "resnet":
         say(f"onnx      left out: no graph of a trunk of the kind {model['trunk']['kind']!r} yet")
     elif onnx_graph.available():

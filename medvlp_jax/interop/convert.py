@@ -187,4 +187,6 @@ _CANONICAL: dict[str, Callable[[Mapping[str, np.ndarray]], Tensors]] = {
     "vit_timm": _canonical_vit_timm,
     "imitate_heads": _without_counters,
     "two_towers_heads": _without_counters,
+    "local_towers_heads": _without_counters,
+    "lovt_heads": _without_counters,
 }

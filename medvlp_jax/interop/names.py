@@ -146,6 +146,15 @@ LOCAL_TOWERS_HEADS = [
     Row("params/prototypes", "prototypes"),
 ]
 
+LOVT_HEADS = [
+    *_dense(r"(image|text|region|sentence)_head/linear(\d)", "{0}_head.linear{1}"),
+    *_batch_norm(r"(image|text|region|sentence)_head/norm1", "{0}_head.norm1"),
+    *_head_projection("(image|text)_pool/(query|key|value)", "{0}_pool.{1}"),
+    *_head_output("(image|text)_pool/out", "{0}_pool.out"),
+    *_dense("cross_attention/(key|value|out)", "cross_attention.{0}"),
+    *_batch_norm("cross_attention/norm", "cross_attention.norm"),
+]
+
 TABLES: dict[str, list[Row]] = {
     "resnet": RESNET,
     "bert": BERT,
@@ -155,6 +164,7 @@ TABLES: dict[str, list[Row]] = {
     "imitate_heads": IMITATE_HEADS,
     "two_towers_heads": TWO_TOWERS_HEADS,
     "local_towers_heads": LOCAL_TOWERS_HEADS,
+    "lovt_heads": LOVT_HEADS,
 }
 
 

@@ -14,10 +14,14 @@ from medvlp_jax.layers.text_units import unit_mean
 
 
 class Pooled(NamedTuple):
-    """vector [B, E], in the compute type; weight [B, U], float32: attention, mean over heads, sums to one."""
+    """vector [B, E], in the compute type; weight [B, U], float32: attention, mean over heads, sums to one.
+
+    part [B, U, E]: what each unit contributes to the vector, which is their mean; None unless asked for.
+    """
 
     vector: Array
     weight: Array
+    part: Array | None = None
 
 
 def masked_softmax(score: Float[Array, "*B U"], mask: Bool[Array, "*B U"]) -> Float[Array, "*B U"]:
@@ -45,8 +49,12 @@ class AttentionPool(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, unit_BxUxE: Float[Array, "B U E"], mask_BxU: Bool[Array, "B U"] | None = None) -> Pooled:
+    def __call__(
+        self, unit_BxUxE: Float[Array, "B U E"], mask_BxU: Bool[Array, "B U"] | None = None, *, parts: bool = False
+    ) -> Pooled:
         """Pools regions (without a mask) or sentences. A sample without units gets weights of zero.
+
+        Args: parts: also what each unit contributes, with the attention taken as it is.
 
         Raises: ValueError for a width that heads do not divide.
         """
@@ -72,11 +80,16 @@ class AttentionPool(nn.Module):
         weight_BxhxU = masked_softmax(score_BxhxU, mask_BxU[:, None, :])
         mixed_BxhxE = jnp.einsum("bhu,bue->bhe", weight_BxhxU.astype(self.dtype), unit_BxUxE)
         mixed_Bxhxd = jnp.einsum("bhe,ehd->bhd", mixed_BxhxE, value_Exhxd) + value_hxd  # weights sum to one
-        vector_BxE = nn.DenseGeneral(
+        out = nn.DenseGeneral(
             width,
             axis=(-2, -1),
             kernel_init=symmetric_uniform(1.0 / math.sqrt(width)),
             dtype=self.dtype,
             name="out",
-        )(mixed_Bxhxd)
-        return Pooled(vector_BxE, jnp.mean(weight_BxhxU, axis=1))
+        )
+        pooled = Pooled(out(mixed_Bxhxd), jnp.mean(weight_BxhxU, axis=1))
+        if not parts:
+            return pooled
+        value_BxUxhxd = jnp.einsum("bue,ehd->buhd", unit_BxUxE, value_Exhxd) + value_hxd
+        share_BxUxhx1 = unit_BxUxE.shape[1] * weight_BxhxU.swapaxes(1, 2)[..., None].astype(self.dtype)
+        return pooled._replace(part=out(share_BxUxhx1 * value_BxUxhxd))

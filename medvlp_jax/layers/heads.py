@@ -61,9 +61,9 @@ class ProjectionHead(nn.Module):
       hidden, features: widths. `hidden=0`: one linear layer.
       norm: fields of `BatchNorm` (scope, group_size, views, ...); None: no norms.
       dtype: compute type; statistics are float32.
-      use_bias, init: of the linear layers.
-    Source: cheliu-computation/IMITATE-TMI2024@cd1c575, the three projection heads; without norms
-      philip-mueller/lovt@f548985, ConVIRT; one layer without bias rajpurkarlab/CheXzero@5c341db.
+      use_bias, init: of the linear layers. norm_output: False leaves out the last BatchNorm.
+    Source: cheliu-computation/IMITATE-TMI2024@cd1c575, the three projection heads; philip-mueller/lovt@f548985, ConVIRT
+      (without norms) and LoVT (without the last); one layer without bias rajpurkarlab/CheXzero@5c341db.
     """
 
     hidden: int
@@ -72,6 +72,7 @@ class ProjectionHead(nn.Module):
     dtype: jnp.dtype = jnp.float32
     use_bias: bool = True
     init: str = "torch"
+    norm_output: bool = True
 
     @nn.compact
     def __call__(
@@ -84,9 +85,10 @@ class ProjectionHead(nn.Module):
     ) -> Float[Array, "N ... O"]:
         """The projected features, float32.
 
-        Args: x_NxI features; valid_N rows that may enter the batch statistics; gates_of_NxI (evaluation only): the ReLU
-          lets through what it would for these features, which makes the head linear around them: outputs of parts
-          whose mean is `gates_of_NxI` have the head's output for it as their mean.
+        Args: x_NxI features; valid_N rows that may enter the batch statistics, with as many of the leading axes of the
+          features as needed ([N, M] for sentences); gates_of_NxI (evaluation only): the ReLU lets through what it would
+          for these features, which makes the head linear around them: outputs of parts whose mean is `gates_of_NxI`
+          have the head's output for it as their mean.
         """
         layer = {"dtype": self.dtype, "use_bias": self.use_bias, "init": self.init}
         x = x_NxI
@@ -99,7 +101,8 @@ class ProjectionHead(nn.Module):
             else:
                 x = jnp.where(norm1(linear1(gates_of_NxI), train=False) > 0, x, 0)
         x = Linear(self.features, **layer, name="linear2")(x)
-        x = self._norm("norm2", use_scale=False, use_bias=False)(x, train=train, valid_N=valid_N)
+        if self.norm_output:
+            x = self._norm("norm2", use_scale=False, use_bias=False)(x, train=train, valid_N=valid_N)
         return x.astype(jnp.float32)
 
     def _norm(self, name: str, **fields: bool) -> Callable[..., Array]:

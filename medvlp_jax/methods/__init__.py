@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from medvlp_jax.methods import clip, convirt, gloria, imitate, m_flag, mgca, siglip
+from medvlp_jax.methods import clip, composed, convirt, gloria, imitate, lovt, m_flag, mgca, siglip
 
 
 class Method(NamedTuple):
@@ -29,9 +29,11 @@ METHODS: dict[str, Method] = {
     name: Method(module.build, module.loss, *(getattr(module, part, None) for part in ("scores", "constrain")))
     for name, module in {
         "clip": clip,
+        "composed": composed,
         "convirt": convirt,
         "gloria": gloria,
         "imitate": imitate,
+        "lovt": lovt,
         "m_flag": m_flag,
         "mgca": mgca,
         "siglip": siglip,

@@ -146,21 +146,31 @@ class Imitate(nn.Module):
         return self._read(levels, batch, views, train), diagnosis_BxVxD, dict(levels)
 
     def _read(self, levels: dict[str, Array], batch: int, views: int, train: bool) -> Float[Array, "B V P D"]:
-        config = self.model.read
-        maps = shrink_maps([levels[stage] for stage in STAGES], grid=config.grid)
-        maps = [stage_map.reshape(batch, views, *stage_map.shape[1:]) for stage_map in maps]
         # Without training the draw is fixed, so that an image has one embedding.
-        key = self.make_rng("channels") if train else jax.random.key(config.eval_seed)
-        draws = config.draws if train else config.eval_draws
-        token_sets = []
-        for view in range(views):
-            for draw in range(draws):
-                widths = [stage_map.shape[-1] for stage_map in maps]
-                indices = draw_channels(config, widths, key, view if train else 0, draw)
-                token_sets.append(channel_tokens([m[:, view] for m in maps], indices, grid=config.grid))
-        token_BxSxKxT = jnp.stack(token_sets, axis=1)  # S = views * draws, view-major
+        key = self.make_rng("channels") if train else None
+        token_BxSxKxT = read_tokens(self.model.read, levels, (batch, views), key)
         read_NxD = self.read(token_BxSxKxT.reshape(-1, *token_BxSxKxT.shape[2:]), train=train)
-        return read_NxD.reshape(batch, views, draws, -1)
+        return read_NxD.reshape(batch, views, token_BxSxKxT.shape[1] // views, -1)
+
+
+def read_tokens(
+    read: Any, levels: dict[str, Array], shape: tuple[int, int], key: Array | None
+) -> Float[Array, "B S K T"]:
+    """The channel tokens of every view and draw, S = views * draws of them, view-major.
+
+    Args: read: `config.model.read`. levels: of the trunk, example-major. shape: examples and views. key: of the draws
+      in training; None in evaluation, whose draws are those of `evaluation_channels`.
+    """
+    maps = shrink_maps([levels[stage] for stage in STAGES], grid=read.grid)
+    maps = [stage_map.reshape(*shape, *stage_map.shape[1:]) for stage_map in maps]
+    widths = [stage_map.shape[-1] for stage_map in maps]
+    token_sets = []
+    for view in range(shape[1]):
+        for draw in range(read.eval_draws if key is None else read.draws):
+            of_view = (jax.random.key(read.eval_seed), 0) if key is None else (key, view)
+            indices = draw_channels(read, widths, *of_view, draw)
+            token_sets.append(channel_tokens([m[:, view] for m in maps], indices, grid=read.grid))
+    return jnp.stack(token_sets, axis=1)
 
 
 def draw_channels(read: Any, widths: Sequence[int], key: Array, view: int, draw: int) -> tuple[Array, ...]:

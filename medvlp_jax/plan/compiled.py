@@ -88,10 +88,11 @@ def collectives(hlo: str) -> dict[str, tuple[int, int]]:
     return {kind: (counts[kind], sizes[kind]) for kind in COLLECTIVES if counts[kind]}
 
 
-def count_flops(jaxpr: Any) -> float:
+def count_flops(jaxpr: Any, *, loops: bool = True) -> float:
     """FLOPs of the matrix products and convolutions of a jaxpr, two per multiplication, loops times their length.
 
     Everything else (norms, activations, softmax) is left out, as is usual for model FLOPs.
+    Args: loops: False counts the body of a loop once, as compilers do.
     """
     total = 0.0
     for eqn in jaxpr.eqns:
@@ -104,8 +105,9 @@ def count_flops(jaxpr: Any) -> float:
             kernel, spec = eqn.invars[1].aval.shape, params["dimension_numbers"].rhs_spec
             per_output = np.prod(kernel, dtype=np.float64) / kernel[spec[0]]  # [O, I, spatial...] in `spec` order
             total += 2.0 * per_output * np.prod(eqn.outvars[0].aval.shape, dtype=np.float64)
-        elif inner := [count_flops(part) for part in _inside(eqn)]:
-            repeated = {"scan": params.get("length", 1), "shard_map": getattr(params.get("mesh"), "size", 1)}
+        elif inner := [count_flops(part, loops=loops) for part in _inside(eqn)]:
+            length = params.get("length", 1) if loops else 1
+            repeated = {"scan": length, "shard_map": getattr(params.get("mesh"), "size", 1)}
             # Of the branches of a cond one runs; alternatives for platforms are such branches.
             total += repeated.get(name, 1) * (max(inner) if name == "cond" else sum(inner))
     return float(total)

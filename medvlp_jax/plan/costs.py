@@ -47,13 +47,15 @@ class Plan:
 
 
 class Lowered(NamedTuple):
-    """A training step lowered for a mesh. target, frozen, batch: ShapeDtypeStructs of its arguments.
+    """A training step lowered for a mesh. jaxpr: of the whole step. target, frozen, batch: ShapeDtypeStructs of its
+    arguments.
 
     tower: the frozen text tower when it runs inside the step; `frozen` are its variables. bert: the shape of a text
     tower, unless batches carry cached vectors.
     """
 
     step: jax.stages.Lowered
+    jaxpr: Any
     target: dict[str, Any]
     frozen: Any
     batch: dict[str, Any]
@@ -93,8 +95,8 @@ def lower_step(config: Any, mesh: Any, *, text_width: int, examples: int, say: S
         learning_rate=optim.schedule(config.optimizer, total_steps),
         sweep=build.pair_sweep(config, mesh)[0],
     )
-    lowered = steps.compile_train_step(step, target, mesh).lower(target, frozen, batch)
-    return Lowered(lowered, target, frozen, batch, tower, outline.config if outline else None)
+    traced = steps.compile_train_step(step, target, mesh).trace(target, frozen, batch)
+    return Lowered(traced.lower(), traced.jaxpr, target, frozen, batch, tower, outline.config if outline else None)
 
 
 def batch_structs(config: Any, text_width: int, *, tokens: bool = False) -> dict[str, jax.ShapeDtypeStruct]:

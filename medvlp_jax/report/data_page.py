@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
+from medvlp_jax.data.demographics import OLDEST, UNKNOWN_AGE
 from medvlp_jax.data.labels import CHEXPERT_LABELS, label_states
 from medvlp_jax.data.preprocess import decode_grey
 from medvlp_jax.report import page
 from medvlp_jax.report.gallery import SIDE, jpeg
 
 SAMPLES = 8
+UNKNOWN = "not known"
+WORDS = {"F": "female", "M": "male", "O": "other"}
 NOT_PUBLIC = (
     "The records are not marked public: no image, text or place of a single record is in this file. Numbers about all "
     "of them are shown."
@@ -39,11 +42,33 @@ def samples(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             {
                 "picture": jpeg(np.ascontiguousarray(small)),
                 "view": record["view"],
+                "sex": WORDS.get(record.get("sex", ""), ""),
+                "age": _age(record.get("age", UNKNOWN_AGE)),
                 "texts": texts,
                 "labels": label_states(record["labels"]),
             }
         )
     return made
+
+
+def _age(years: int) -> str:
+    if years == UNKNOWN_AGE:
+        return ""
+    return f"{years} years" + (" or more" if years == OLDEST else "")
+
+
+def _shares(splits: Mapping[str, Mapping[str, Any]], of: Callable[[Any], Mapping[str, int]]) -> dict[str, Any]:
+    """Name -> (number, percent of the records) in every split, what is not known last; {} when nothing is known."""
+    names = dict.fromkeys(name for found in splits.values() for name in of(found))
+    order = sorted(names, key=lambda name: name == UNKNOWN)
+    rows = {
+        name: [
+            (of(found).get(name, 0), 100 * of(found).get(name, 0) / max(found["records"], 1))
+            for found in splits.values()
+        ]
+        for name in order
+    }
+    return rows if set(names) - {UNKNOWN} else {}
 
 
 def write_data_page(
@@ -60,6 +85,12 @@ def write_data_page(
     Raises: ValueError when the file cannot be written.
     """
     path = Path(path)
+    counts = {
+        "View": _shares(splits, lambda found: found["views"]),
+        "Sex": _shares(splits, lambda found: {WORDS.get(sex, sex): n for sex, n in found["sexes"].items()}),
+        "Age": dict(sorted(_shares(splits, lambda found: found["ages"]["decades"]).items())),
+    }
+    sizes = dict.fromkeys(size for found in splits.values() for size in found["image_sizes"])
     named = [label for label in CHEXPERT_LABELS if any(_said(split, label) for split in splits.values())]
     text = page.render(
         "data_set.html",
@@ -72,6 +103,9 @@ def write_data_page(
             s for s in ("findings", "impression", "report") if any(v["sections"][s]["present"] for v in splits.values())
         ],
         units=["characters", "words", "tokens"],
+        shares={title: rows for title, rows in counts.items() if rows},
+        unknown=[title for title, rows in counts.items() if not rows],
+        sizes={size: [found["image_sizes"].get(size, 0) for found in splits.values()] for size in sizes},
         samples=shown,
         not_public="" if shown else NOT_PUBLIC,
         vocabulary=vocabulary,

@@ -1,16 +1,21 @@
 """Reading, refusing, resizing and encoding of radiographs. Every file is made here."""
 
 import io
+import os
 import pickle
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pydicom
 import pytest
 from PIL import Image
+from pydicom.pixels import get_decoder
 
+from benchmarks import fuzz_images, mimic_folder
 from medvlp_jax.data import images
 from tfds_builders.image_report_folder.make_dummy_data import dicom, ellipses
+from tfds_builders.testing import local_data
 
 GREY = ellipses(0)
 
@@ -195,6 +200,66 @@ def test_resize_averages_areas():
     assert images.resize_keep_aspect(GREY[:1], 32).shape == (32, 32)
 
 
+def large_film(height, width):
+    """A phantom with the noise of a film, as JPEG."""
+    return mimic_folder.picture(3, height, width)
+
+
+@pytest.mark.parametrize("fit", images.FITS)
+def test_a_large_jpeg_is_decoded_at_a_quarter(fit):
+    """Nearly equal to the whole picture shrunk at once, in grey levels of 255."""
+    data, size = large_film(1280, 1024), 128 if fit != "squash" else 96
+    image, whole = images.read_for_resize(data, size, fit)
+    assert (image.shape, whole) == ((320, 256), (1280, 1024))
+    found = images.resize_keep_aspect(image, size, fit, whole=whole).astype(int)
+    difference = np.abs(found - images.resize_keep_aspect(images.read_image(data), size, fit))
+    assert difference.mean() < 0.3
+    assert np.percentile(difference, 99) <= 3
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(1282, 1024, 128), (1280, 1022, 128), (1020, 512, 128)])
+def test_other_jpegs_are_decoded_whole(height, width, size):
+    data = large_film(height, width)
+    image, whole = images.read_for_resize(data, size)
+    assert whole == (height, width)
+    np.testing.assert_array_equal(image, images.read_image(data))
+
+
+def test_real_radiographs_decoded_at_a_part_of_their_size():
+    """The same, on radiographs with sharp letters, over sizes in the proportion of 2,500 to 256 pixels."""
+    files = sorted(local_data("covid_cxr").glob("images/*.jpg"))[:120]
+    difference, reduced = [], 0
+    for path in files:
+        data = path.read_bytes()
+        image, whole = images.read_for_resize(data, 32)
+        reduced += image.shape != whole
+        found = images.resize_keep_aspect(image, 32, whole=whole).astype(int)
+        difference.append(np.abs(found - images.resize_keep_aspect(images.read_image(data), 32)))
+    assert reduced > 20
+    assert np.mean(difference) < 0.5
+    assert np.percentile(difference, 99) <= 4
+
+
+def test_reading_for_resize_refuses_what_reading_refuses():
+    data = large_film(1280, 1024)
+    for bad, reason in ((data[:-3000], "truncated_image"), (data[:-1], "truncated_image"), (b"", "empty_file")):
+        with pytest.raises(images.ImageError) as caught:
+            images.read_for_resize(bad, 128)
+        assert caught.value.reason == reason == refused(bad)
+    flat = images.encode_jpeg(np.full((1280, 1024), 7, np.uint8))
+    with pytest.raises(images.ImageError, match="blank_image"):
+        images.read_for_resize(flat, 128)
+
+
+def test_colour_jpegs_read_for_resize():
+    grey = images.read_image(large_film(1280, 1024))
+    tinted = encoded(".jpg", np.stack([grey, grey // 2, grey], axis=2))
+    image, whole = images.read_for_resize(tinted, 128)
+    assert image.shape == (320, 256)
+    found = images.resize_keep_aspect(image, 128, whole=whole).astype(int)
+    assert np.abs(found - images.resize_keep_aspect(images.read_image(tinted), 128)).mean() < 1
+
+
 def test_resize_refuses():
     with pytest.raises(ValueError, match="pad, shorter, squash"):
         images.resize_keep_aspect(GREY, 64, "crop")
@@ -223,3 +288,199 @@ def test_no_header_value_reaches_a_message():
     with pytest.raises(images.ImageError) as caught:
         images.read_image(data)
     assert "Secret" not in str(caught.value)
+
+
+def with_pixels(stored, **elements):
+    """A DICOM file of any type of pixel."""
+    bits = 8 * stored.dtype.itemsize
+    data = dicom(np.zeros(stored.shape[:2], np.uint16), bits=bits if bits in (8, 16) else 16)
+    signed = int(stored.dtype.kind == "i")
+    samples = stored.shape[2] if stored.ndim == 3 else 1
+    sizes = dict(BitsAllocated=bits, BitsStored=bits, HighBit=bits - 1, PixelRepresentation=signed)
+    more = dict(PlanarConfiguration=0) if samples > 1 else {}
+    return changed(data, PixelData=stored.tobytes(), SamplesPerPixel=samples, **{**sizes, **more, **elements})
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32])
+def test_dicom_of_every_integer(dtype):
+    """Signed values keep their order; the range becomes 0..255 or 0..65535."""
+    values = GREY.astype(np.int64) - (128 if np.dtype(dtype).kind == "i" else 0)
+    image = images.read_image(with_pixels(values.astype(dtype)))
+    if dtype == np.uint8:
+        np.testing.assert_array_equal(image, GREY)
+    else:
+        top = 255 if np.dtype(dtype).itemsize == 1 else 65535
+        span = int(GREY.max()) - int(GREY.min())
+        np.testing.assert_allclose(image.astype(float), (GREY - float(GREY.min())) * top / span, atol=0.51)
+
+
+def test_rescale_comes_before_the_window():
+    """Stored 0..4095, slope -1, intercept 4095: inverted; the window is in rescaled values."""
+    deep = GREY.astype(np.uint16) * 16
+    tags = dict(RescaleSlope="-1", RescaleIntercept="4095", WindowCenter="3000", WindowWidth="1000")
+    image = images.read_image(changed(dicom(deep), **tags))
+    shown = np.clip((4095 - deep.astype(float) - 2500) / 1000, 0, 1)
+    np.testing.assert_allclose(image / 65535, shown, atol=0.002)
+
+
+def test_the_first_of_several_windows_counts():
+    deep = dicom(GREY.astype(np.uint16) * 16)
+    one = changed(deep, WindowCenter="1500", WindowWidth="1000")
+    several = changed(deep, WindowCenter=["1500", "900", "2000"], WindowWidth=["1000", "100", "4000"])
+    np.testing.assert_array_equal(images.read_image(one), images.read_image(several))
+    assert (images.read_image(one) != images.read_image(deep)).any()
+    sigmoid = images.read_image(changed(one, VOILUTFunction="SIGMOID"))
+    assert (sigmoid != images.read_image(one)).any()
+    exact = images.read_image(changed(one, VOILUTFunction="LINEAR_EXACT"))
+    np.testing.assert_allclose(exact.astype(int), images.read_image(one).astype(int), atol=100)
+
+
+def test_look_up_table_goes_before_a_window():
+    """A VOI LUT sequence of 4096 entries that squares the values, and a window that must not be used."""
+    deep = GREY.astype(np.uint16) * 16
+    item = pydicom.Dataset()
+    item.LUTDescriptor = [4096, 0, 16]
+    item.add_new("LUTData", "OW", (np.arange(4096, dtype=np.uint32) ** 2 // 256).astype(np.uint16).tobytes())
+    image = images.read_image(changed(dicom(deep), VOILUTSequence=[item], WindowCenter="1", WindowWidth="2"))
+    expected = (deep.astype(np.uint32) ** 2 // 256).astype(float)
+    expected = (expected - expected.min()) * 65535 / (expected.max() - expected.min())
+    np.testing.assert_allclose(image, expected, atol=0.51)
+
+
+def test_modality_look_up_table():
+    item = pydicom.Dataset()
+    item.LUTDescriptor = [256, 0, 16]
+    item.ModalityLUTType = "US"
+    item.add_new("LUTData", "OW", np.arange(255, -1, -1, dtype=np.uint16).tobytes())
+    image = images.read_image(changed(dicom(GREY, bits=8), ModalityLUTSequence=[item]))
+    low, high = int(GREY.min()), int(GREY.max())
+    np.testing.assert_allclose(image, (high - GREY.astype(float)) * 255 / (high - low), atol=0.51)
+
+
+def test_colour_dicom():
+    """RGB, the same as YBR_FULL, and grey saved with a palette."""
+    rgb = np.stack([GREY, ellipses(1), ellipses(2)], -1)
+    expected = rgb.astype(float) @ (0.299, 0.587, 0.114)
+    image = images.read_image(with_pixels(rgb, PhotometricInterpretation="RGB"))
+    np.testing.assert_allclose(image, expected, atol=1)
+    ybr = pydicom.pixels.convert_color_space(rgb, "RGB", "YBR_FULL")
+    np.testing.assert_allclose(
+        images.read_image(with_pixels(ybr, PhotometricInterpretation="YBR_FULL")), expected, atol=2
+    )
+    assert refused(with_pixels(rgb, PhotometricInterpretation="RGB"), colour="refuse") == "not_grey"
+    header = pydicom.dcmread(io.BytesIO(with_pixels(GREY, PhotometricInterpretation="PALETTE COLOR")))
+    for element in (1, 2, 3):
+        header.add_new((0x28, 0x1100 + element), "US", [256, 0, 16])
+        header.add_new((0x28, 0x1200 + element), "OW", (np.arange(255, -1, -1, dtype=np.uint16) * 257).tobytes())
+    buffer = io.BytesIO()
+    header.save_as(buffer)
+    image = images.read_image(buffer.getvalue())
+    np.testing.assert_array_equal(image, (255 - GREY).astype(np.uint16) * 257)
+
+
+def test_tags_that_are_missing():
+    """What a file without SamplesPerPixel, BitsStored or PixelRepresentation nearly always means; not how big it is."""
+    whole = pydicom.dcmread(io.BytesIO(dicom(GREY, bits=8)))
+    for name in ("SamplesPerPixel", "PixelRepresentation", "BitsStored", "HighBit"):
+        delattr(whole, name)
+    buffer = io.BytesIO()
+    whole.save_as(buffer)
+    np.testing.assert_array_equal(images.read_image(buffer.getvalue()), GREY)
+    for name in ("Rows", "Columns", "BitsAllocated", "PixelData", "PhotometricInterpretation"):
+        lacking = pydicom.dcmread(io.BytesIO(dicom(GREY, bits=8)))
+        delattr(lacking, name)
+        buffer = io.BytesIO()
+        lacking.save_as(buffer)
+        assert refused(buffer.getvalue()) in ("unreadable_image", "truncated_image"), name
+
+
+def test_dicom_without_preamble_or_meta():
+    header = pydicom.dcmread(io.BytesIO(dicom(GREY, bits=8)))
+    buffer = io.BytesIO()
+    file = pydicom.filebase.DicomFileLike(buffer)
+    file.is_little_endian, file.is_implicit_VR = True, True
+    pydicom.filewriter.write_dataset(file, header)
+    np.testing.assert_array_equal(images.read_image(buffer.getvalue()), GREY)
+
+
+SAMPLES = [
+    ("JPEG baseline", "SC_rgb_jpeg_dcmtk.dcm", "SC_rgb_dcmtk_+eb+cr.dcm"),
+    ("JPEG 2000 lossless", "MR_small_jp2klossless.dcm", "MR_small.dcm"),
+    ("RLE", "MR_small_RLE.dcm", "MR_small.dcm"),
+    ("RLE, two frames", "SC_rgb_rle_2frame.dcm", "SC_rgb_rle.dcm"),
+    ("big endian", "MR_small_bigendian.dcm", "MR_small.dcm"),
+    ("implicit", "MR_small_implicit.dcm", "MR_small.dcm"),
+    ("padded", "MR_small_padded.dcm", "MR_small.dcm"),
+    ("JPEG-LS", "MR_small_jpeg_ls_lossless.dcm", "MR_small.dcm"),
+    ("JPEG lossless", "SC_rgb_jpeg_gdcm.dcm", "SC_rgb_rle.dcm"),
+]
+"""Syntax, a file of pydicom's that has it, and one with the same picture."""
+
+
+@pytest.mark.parametrize(("compressed", "plain"), [pair[1:] for pair in SAMPLES], ids=[pair[0] for pair in SAMPLES])
+def test_transfer_syntaxes(compressed, plain):
+    folder = Path(pydicom.data.__file__).parent / "test_files"
+    syntax = pydicom.dcmread(folder / compressed).file_meta.TransferSyntaxUID
+    if not get_decoder(syntax).is_available:
+        with pytest.raises(images.ImageError, match=r"unreadable_image.*pip install 'pylibjpeg\[all\]' pyjpegls"):
+            images.read_image(folder / compressed)
+        return
+    image, expected = images.read_image(folder / compressed, frame=0), images.read_image(folder / plain)
+    np.testing.assert_allclose(image.astype(float), expected.astype(float), atol=2 if "dcmtk" in compressed else 0)
+
+
+def test_sizes_are_looked_at_before_decoding(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MOST_PIXELS", 5000)
+    for data in (images.encode_png(GREY), images.encode_jpeg(GREY), dicom(GREY.astype(np.uint16))):
+        assert refused(data) == "too_large"
+    with pytest.raises(images.ImageError, match="too_large"):
+        images.resize_keep_aspect(GREY, 100)
+    monkeypatch.undo()
+    monkeypatch.setattr(images, "LARGEST_FILE", 1000)
+    (tmp_path / "a.png").write_bytes(images.encode_png(GREY))
+    assert refused(tmp_path / "a.png") == "too_large"
+    assert refused(dicom(np.zeros((1, 40000), np.uint16))) == "too_large"  # a side of more than 32768
+
+
+def test_a_pipe_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    assert refused(tmp_path / "pipe.png") == "unreadable_image"
+
+
+def test_a_compressed_frame_of_another_size_than_the_header():
+    data = fuzz_images.made_samples()["made JPEG 2000"]
+    assert images.read_image(data).shape == GREY.shape
+    assert refused(changed(data, Rows=95)) == "unreadable_image"
+
+
+def test_values_are_mapped_once_for_each_level():
+    """As if every pixel went through alone, whatever the type; levels come in rising order."""
+    for dtype in (np.uint8, np.int8, np.uint16, np.int16, np.int32):
+        values = np.random.default_rng(0).integers(-100, 100, (40, 30)).astype(dtype)
+        seen = []
+        image = images.by_level(values, lambda levels, seen=seen: seen.append(levels) or levels.astype(np.float32) / 3)
+        np.testing.assert_array_equal(image, values.astype(np.float32) / 3)
+        if np.dtype(dtype).itemsize <= 2:
+            np.testing.assert_array_equal(seen[0], np.unique(values))
+
+
+def test_mutations_are_read_or_refused_for_a_documented_reason(tmp_path):
+    """`benchmarks/fuzz_images.py` in small, without its limits."""
+    known = fuzz_images.samples()
+    kinds = {name: kind for name, kind in fuzz_images.KINDS.items() if name != "bomb"}
+    fates = []
+    for number in range(150):
+        kind, sample, data = fuzz_images.mutated(number, 1, known, kinds)
+        what, expected = fuzz_images.make(data, number, tmp_path / "x")
+        assert expected, (number, kind, sample, what)
+        fates.append(what)
+    assert 10 < fates.count("read") < 140
+
+
+def test_nothing_that_pydicom_says_of_a_header_is_shown(caplog, recwarn):
+    """pydicom logs and warns with the values of malformed tags."""
+    data = changed(dicom(GREY, bits=8), PatientID="X").replace(b"LO\x02\x00X ", b"IS\x02\x001A")
+    with caplog.at_level("DEBUG"):
+        assert images.read_image(data).shape == GREY.shape
+    assert not caplog.records
+    assert not recwarn.list

@@ -167,6 +167,8 @@ def test_other_sentences_do_not_change_a_state(text):
     [
         ("No acute cardiopulmonary abnormality.", PRESENT),
         ("Normal chest.", PRESENT),
+        ("1. Normal.", PRESENT),
+        ("Not normal.", NOT_MENTIONED),
         ("No effusion. Right chest port in place.", PRESENT),
         ("Possible effusion.", NOT_MENTIONED),
         ("Unchanged since the prior study.", NOT_MENTIONED),

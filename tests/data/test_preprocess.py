@@ -262,6 +262,26 @@ def test_a_sentence_is_drawn_anew():
     assert (empty["report"], empty["has_report"]) == ("", False)
 
 
+def test_swapped_sentences_are_the_same_text():
+    texts = "sections('mask', report=('findings', 'impression'))"
+    run = build(f"{texts}|swap_sentences('report')|keep('report', 'report_hash', 'has_report')")
+    several = record(findings="Heart is normal. Lungs are clear. See p.m. film.", impression="1. No effusion.")
+    found = [run(several, np.random.default_rng(seed)) for seed in range(300)]
+    sentences = ["Heart is normal.", "Lungs are clear.", "See p.m. film.", "No effusion."]
+    orders = [preprocess.split_sentences(example["report"]) for example in found]
+    assert all(sorted(order) == sorted(sentences) for order in orders)
+    # No swap with probability 0.4; a swap takes the same place twice with probability 1/4.
+    left_alone = sum(order == sentences for order in orders) / 300
+    assert 0.38 < left_alone < 0.58
+    assert len({tuple(order) for order in orders}) > 8
+    # Swapping makes no other report of it.
+    plain = build(f"{texts}|keep('report_hash')")(several, rng())
+    assert {int(example["report_hash"]) for example in found} == {int(plain["report_hash"])}
+    assert run(record(findings=""), rng())["report"] == ""
+    with pytest.raises(ValueError, match="p=0 must be a probability above 0"):
+        build("swap_sentences('report', p=0)")
+
+
 def test_equal_text_has_equal_hash():
     run = build("sections('mask')")
     one = run(record(findings="Lungs\n are CLEAR."), rng())

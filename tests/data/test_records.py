@@ -32,6 +32,8 @@ def make_examples(item, config):
         sentences=["Épanchement.", "No edema."] if marked else [],
         labels=labels.label_vector({"Edema": labels.ABSENT}),
         view="PA",
+        age=71 if marked else -1,
+        sex="F" if marked else "",
         boxes=[{"box": [0, 0.1, 0.5, 1], "finding": "Pleural Effusion", "sentence": 0}] * 2 if marked else [],
         masks=[{"mask": png, "finding": "Pleural Effusion"}] if marked else [],
         lung_mask=png if marked else b"",
@@ -88,8 +90,21 @@ def test_record_round_trip(data_dir):
     assert plain["sentences"] == plain["masks"]["mask"] == []
     assert plain["lung_mask"] == b""
     assert (marked["view"], marked["report"], bool(marked["public"])) == ("PA", "whole report", True)
+    assert (marked["age"], marked["sex"], plain["age"], plain["sex"]) == (71, "F", -1, "")
     assert by_id[records.hashed_id("i6")]["patient_id"] == marked["patient_id"] == records.hashed_id("p3")
     assert set(marked) == set(records.features())
+
+
+def test_records_of_earlier_versions_lack_fields(data_dir, monkeypatch):
+    source = records.RecordSource(data_dir, "tiny_records", "train")
+    now = source[0]
+    raw = source._records()[0]
+    old = {name: value for name, value in raw.items() if name not in ("age", "sex", "own_labels")}
+    monkeypatch.setattr(source, "_records", lambda: [old])
+    before = source[0]
+    assert set(before) == set(now)
+    assert (before["age"], before["sex"], before["own_labels"]["name"]) == (-1, "", [])
+    assert before["findings"] == now["findings"]
 
 
 def test_reading_needs_no_tensorflow(data_dir):

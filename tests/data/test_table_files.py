@@ -1,19 +1,17 @@
-"""CSV files by column name, drawn splits, labels translated, masks that follow their image."""
+"""CSV files by column name, drawn splits, masks that follow their image."""
 
 import gzip
 import zipfile
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
-from medvlp_jax.data import data_sets, film_records, images, labels, splits, tables
+from medvlp_jax.data import data_sets, film_records, images, splits, tables
 from medvlp_jax.data.records import SOURCE
+from tfds_builders.testing import settings
 
 CSV = 'ImageId, Encoded,note\na,1 2,"two\nlines, one cell"\nb,-1,\nc,1\nd,,,\n'
-SETTINGS = dict(size=0, fit="pad", crop_border=False, depth=8, encoding="auto", frame=-1)
-SETTINGS |= dict(only_frontal=False, sentences="simple", film_check=False, public=False)
 
 
 @pytest.mark.parametrize("kind", ["t.csv", "t.csv.gz", "t.csv.zip"])
@@ -52,14 +50,6 @@ def test_files_are_found(tmp_path):
     assert tables.index_files(tmp_path, [".png", ".jpg"]) == {"1.PNG": "b/deep/1.PNG", "2.jpg": "b/2.jpg"}
 
 
-def test_labels_in_other_words():
-    same = {"Effusion": "Pleural Effusion", "Mass": "Lung Lesion", "Nodule": "Lung Lesion"}
-    own = {"Effusion": -1, "Mass": 0, "Nodule": 1, "Thickening": 0, "Hernia": 1}
-    implies = {"Thickening": "Pleural Other"}
-    assert labels.translate(own, same, implies) == {"Pleural Effusion": -1, "Lung Lesion": 1}
-    assert labels.translate({"Thickening": 1, "Mass": 0}, same, implies) == {"Pleural Other": 1, "Lung Lesion": 0}
-
-
 def test_draws_do_not_depend_on_each_other():
     bounds = splits.thresholds("0.7,0.1,0.2")
     drawn = [splits.drawn_split(str(i), 3, bounds) for i in range(2000)]
@@ -86,7 +76,7 @@ def test_boxes_and_masks_follow_the_image(tmp_path):
     item = {"row": 1, "image": "a.png", "path": str(tmp_path / "a.png"), "view": "PA", "split": "train"}
     item |= dict.fromkeys(("image_id", "study_id", "patient_id"), "x")
     item["pixel_boxes"] = [{"box": [30, 40, 50, 60], "finding": "Lung Lesion"}]
-    config = SimpleNamespace(**SETTINGS | dict(size=40, crop_border=True))
+    config = settings(size=40, crop_border=True, film_check=False)
     small = (image[::2, ::2] > 200).astype(np.uint8)  # a mask drawn at half the size
     ((_, made),) = film_records.make_record(item, config, masks=[("Lung Lesion", small)], lungs=[None, image > 0])
     stored = cv2.imdecode(np.frombuffer(made["image"], np.uint8), -1)
@@ -106,3 +96,12 @@ def test_prepare_commands():
     assert command == "python -m medvlp_jax.prepare cxr_phantom/tiny --data_dir data"
     command = data_sets.prepare_command("image_report_folder/ours", "d")
     assert command == "python -m medvlp_jax.prepare image_report_folder --manifest studies.csv --name ours --data_dir d"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("last", [True, False])
+def test_line_ends_and_quoted_line_breaks(end, last):
+    text = end.join(["a,b", f'1,"x{end}y"', "", '"2",""', "3,z"]) + (end if last else "")
+    header, rows = tables.csv_rows(text)
+    assert header == ["a", "b"]
+    assert list(rows) == [["1", f"x{end}y"], ["2", ""], ["3", "z"]]

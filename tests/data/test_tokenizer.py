@@ -84,6 +84,47 @@ def test_longer_text_is_cut_counted_and_stays_closed():
         tok.encode([TEXT], 1)
 
 
+def test_sentences_are_joined_and_keep_their_number():
+    tok = load("phantom")
+    sentences = ["The heart is large.", "", "Clear lungs.", "No effusion."]
+    ids, mask, segment = tok.encode_sentences(sentences, 24)
+    whole, whole_mask = tok.encode([" ".join(sentences)], 24)
+    np.testing.assert_array_equal(ids, whole[0])  # WordPiece splits at blanks first
+    np.testing.assert_array_equal(mask, whole_mask[0])
+    assert (ids.dtype, mask.dtype, segment.dtype) == (np.int32, np.bool_, np.int32)
+    for number, sentence in enumerate((sentences[0], *sentences[2:])):
+        alone, alone_mask = tok.encode([sentence], 24)
+        np.testing.assert_array_equal(ids[segment == number], alone[0][alone_mask[0]][1:-1])
+    assert segment[0] == segment[mask.sum() - 1] == -1
+    assert (segment[~mask] == -1).all()
+    assert (tok.truncated, tok.over_length, tok.over_count) == (0, 0, 0)
+
+
+def test_sentences_that_do_not_fit_are_left_out_and_counted():
+    tok = load("phantom")
+    four, eight = "a b c d", "a b c d e f g h"
+    cases = [
+        ([four, four, "a"], 10, 0, [4, 4], (1, 1, 0)),  # exactly full; the third is left out
+        ([four, eight, "a"], 10, 0, [4], (1, 2, 0)),  # the last would fit, but goes with the one before it
+        ([eight, "a"], 6, 0, [4], (1, 1, 0)),  # a first sentence alone is cut
+        ([eight], 6, 0, [4], (1, 0, 0)),
+        ([four, "a", "b"], 12, 2, [4, 1], (1, 0, 1)),
+        ([four, eight, "b"], 12, 2, [4], (1, 1, 1)),
+        ([], 12, 2, [], (0, 0, 0)),
+        (["", " "], 12, 2, [], (0, 0, 0)),
+    ]
+    for sentences, max_len, most, lengths, counts in cases:
+        before = tok.encoded, tok.truncated, tok.over_length, tok.over_count
+        ids, mask, segment = tok.encode_sentences(sentences, max_len, most)
+        after = tok.encoded, tok.truncated, tok.over_length, tok.over_count
+        assert [int((segment == i).sum()) for i in range(segment.max() + 1)] == lengths, sentences
+        assert tuple(b - a for a, b in zip(before, after, strict=True)) == (1, *counts), sentences
+        assert mask.sum() == sum(lengths) + 2
+        assert tok.tokens(ids[mask])[-1] == "[SEP]"
+    with pytest.raises(ValueError, match="max_len=2 leaves no room"):
+        tok.encode_sentences(["a"], 2)
+
+
 def test_one_text_or_many_give_the_same_ids(phantom):
     texts = [TEXT, "", "clear", TEXT * 5, "4.5 cm"]
     ids, mask = phantom.encode(texts, 40)

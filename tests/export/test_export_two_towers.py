@@ -13,15 +13,15 @@ from medvlp_jax.export import export
 from medvlp_jax.import_weights import exported_config, import_weights
 from medvlp_jax.trained import open_run
 
+LOVT = {"text.max_sentences": 4, "text.max_length": 48, "model.pool.mean_over_padding": True}
 GLORIA = {"model.last_layers": 1, "model.upsample": 80, "model.local.text_mean": "padded", "text.split": "gloria"}
 
 
 VIT = {"argument": "demo,preset=vit"}
+CASES = [("siglip", {}), ("convirt", {}), ("gloria", GLORIA), ("lovt", LOVT), ("mgca", {}), ("mgca", VIT)]
 
 
-@pytest.mark.parametrize(
-    ("name", "fields"), [("siglip", {}), ("convirt", {}), ("gloria", GLORIA), ("mgca", {}), ("mgca", VIT)]
-)
+@pytest.mark.parametrize(("name", "fields"), CASES)
 def test_export_computes_the_same_and_comes_back(name, fields, data, tmp_path):
     pytest.importorskip("torch")
     config = tiny_config(data, name, **fields)

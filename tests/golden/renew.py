@@ -11,11 +11,13 @@ DUMPS = {
     "imitate_folder_small": ("imitate", "data=image_report_folder,small"),
     "imitate_demo_released": ("imitate", "demo,preset=released"),
     "convirt_mgca_variant": ("convirt", "preset=mgca_variant"),
+    "hierarchical_local": ("hierarchical_local", ""),
+    "hierarchical_local_demo": ("hierarchical_local", "demo"),
     "mgca_released_vit": ("mgca", "preset=released_vit"),
     "mgca_demo_vit": ("mgca", "demo,preset=vit"),
     **{
         f"{name}{suffix}": (name, argument)
-        for name in ("clip", "convirt", "gloria", "imitate", "m_flag", "mgca", "siglip")
+        for name in ("clip", "convirt", "gloria", "imitate", "lovt", "m_flag", "mgca", "siglip")
         for suffix, argument in (("", ""), ("_released", "preset=released"), ("_demo", "demo"))
     },
 }

@@ -54,6 +54,8 @@ def test_pooling_is_multi_head_attention_of_the_mean(over_padding):
         vector, weight = multi_head(params, units.sum(axis=0) / (U if over_padding else len(units)), units)
         np.testing.assert_allclose(got.vector[i], vector, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(got.weight[i][MASK[i]], weight, rtol=1e-4, atol=1e-6)
+    parts = jax.jit(functools.partial(pool.apply, parts=True))({"params": params}, UNITS, MASK).part
+    np.testing.assert_allclose(parts.mean(axis=1)[:3], got.vector[:3], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(got.weight.sum(axis=1), [1, 1, 1, 0], rtol=1e-6)
     assert np.all(np.asarray(got.weight)[~MASK] == 0)
     assert np.all(np.isfinite(got.vector))

@@ -11,7 +11,7 @@ import importlib, json
 import jax, numpy as np
 from medvlp_jax import methods, sharding
 from medvlp_jax.losses.schedules import Sweep
-from medvlp_jax.methods import gloria, mgca
+from medvlp_jax.methods import gloria, lovt, mgca
 
 jax.config.update("jax_default_matmul_precision", "highest")
 B, R, W, D = 16, 6, 5, 8
@@ -21,6 +21,17 @@ mask = np.arange(W) < rng.integers(0, W + 1, B)[:, None]
 sides = normal(1, D), normal(D), normal(1, R, D), normal(W, D), mask
 weight, prototypes = np.abs(normal(W)) * mask, np.broadcast_to(normal(9, D)[:1], (B, 9, D))
 cases = {"gloria": gloria.Embeddings(*sides), "mgca": mgca.Embeddings(*sides, weight, prototypes)}
+cases["lovt"] = lovt.Embeddings(
+    image_BxVxD=normal(1, D),
+    text_BxD=normal(D),
+    region_BxVxhxwxD=normal(1, 2, 3, D),
+    region_seen_BxVxRxD=normal(1, R, D),
+    region_weight_BxVxR=normal(1, R) ** 2,
+    sentence_BxMxD=normal(W, D),
+    sentence_seen_BxVxMxD=normal(1, W, D),
+    sentence_weight_BxM=normal(W) ** 2,
+    mask_BxM=mask,
+)
 worst = {}
 for name, e in cases.items():
     for group in (0, 4):
@@ -49,5 +60,5 @@ print(json.dumps(worst))
 def test_eight_devices_equal_one():
     done = tiny.run([sys.executable, "-c", SCRIPT], devices=8)
     worst = json.loads(done.stdout.splitlines()[-1])
-    assert len(worst) == 2 * 5 + 2 * 7
+    assert len(worst) == 2 * 5 + 2 * 7 + 2 * 9
     assert max(worst.values()) <= 1e-5, worst

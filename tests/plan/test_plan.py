@@ -23,6 +23,7 @@ def test_flops_of_products_and_loops():
 
     jaxpr = jax.make_jaxpr(jax.jit(three_products))(jnp.ones((4, 8)), jnp.ones((8, 8))).jaxpr
     assert count_flops(jaxpr) == 3 * 2 * 4 * 8 * 8
+    assert count_flops(jaxpr, loops=False) == 2 * 4 * 8 * 8
 
 
 def test_flops_of_resnet50_are_those_of_the_literature():

@@ -7,9 +7,11 @@ import subprocess
 
 import fabricated
 import pytest
+import test_stats
 
+from medvlp_jax.data import statistics
+from medvlp_jax.report import data_page, page
 from medvlp_jax.report import gallery as galleries
-from medvlp_jax.report import page
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
@@ -83,3 +85,20 @@ def test_a_comparison_on_a_phone(tmp_path, opened):
     assert console == []
     assert measured["scroll"] == measured["client"] <= PHONE
     assert measured["requests"] == 0
+
+
+def test_a_data_set_on_a_phone(tmp_path, opened):
+    """With every table there is: labels in long words of the set, ages, sexes, three splits, samples."""
+    records = []
+    for number in range(12):
+        own = {"name": [LONG, "Hernia"], "state": [1, 0]}
+        people = {"age": 90 - 7 * number, "sex": "FM"[number % 2], "own_labels": own, "public": True}
+        records.append(
+            test_stats.record(number, findings=f"{LONG} seen.", labels={"Edema": 1, "Fracture": 0}, **people)
+        )
+    splits = {split: statistics.describe(records, len) for split in ("train", "validation", LONG[:60])}
+    shown = data_page.samples(records[:3])
+    measured, console = opened(data_page.write_data_page(tmp_path / "page.html", LONG, splits, shown, "phantom"))
+    assert console == []
+    assert measured["scroll"] == measured["client"] <= PHONE
+    assert (measured["broken"], measured["pictures"], measured["requests"]) == (0, 3, 0)

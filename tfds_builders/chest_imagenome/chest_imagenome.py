@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from medvlp_jax.data import film_records, staging
-from medvlp_jax.data.labels import ABSENT, PRESENT, translate
+from medvlp_jax.data import archives, film_records, staging
+from medvlp_jax.data.label_translations import SAME, WIDER, Row, same, translate
+from medvlp_jax.data.labels import ABSENT, PRESENT
 from medvlp_jax.data.staging import Plan, Rejection
 from medvlp_jax.data.tables import Table, find_file, find_optional
 from tfds_builders import common
@@ -29,17 +30,13 @@ WHAT = "the Chest ImaGenome folder of PhysioNet (https://physionet.org/content/c
 SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 KINDS = ("anatomicalfinding", "disease", "tubesandlines", "device")
 """Kinds of attributes that become labels; others (texture, severity, nlp, ...) describe them."""
-SAME = {
-    "atelectasis": "Atelectasis",
-    "consolidation": "Consolidation",
-    "enlarged cardiac silhouette": "Cardiomegaly",
-    "lung lesion": "Lung Lesion",
-    "lung opacity": "Lung Opacity",
-    "pleural effusion": "Pleural Effusion",
-    "pneumonia": "Pneumonia",
-    "pneumothorax": "Pneumothorax",
-    "pulmonary edema/hazy opacity": "Edema",
-}
+LABELS = (
+    *same(
+        ("atelectasis", "consolidation", "lung lesion", "lung opacity", "pleural effusion", "pneumonia", "pneumothorax")
+    ),
+    Row(("enlarged cardiac silhouette",), SAME, "Cardiomegaly", "the labeler reads the cardiac silhouette so"),
+    Row(("pulmonary edema/hazy opacity",), WIDER, "Edema", "a hazy opacity need not be edema"),
+)
 
 
 @dataclasses.dataclass(eq=False)
@@ -62,6 +59,8 @@ def plan(config: ImagenomeConfig) -> Plan:
     silver = root / "silver_dataset" if (root / "silver_dataset").is_dir() else root
     folder = find_optional(silver, ("scene_graph/*_SceneGraph.json",))
     graphs = folder.parent if folder else find_file(silver, ("scene_graph.zip",), "scene graphs")
+    if not graphs.is_dir():
+        _archive(graphs)  # a damaged one is told before the build
     avoid: set[str] = set()
     path = find_optional(silver, ("splits/images_to_avoid.csv", "images_to_avoid.csv"))
     if path is not None and not config.keep_gold:
@@ -103,8 +102,11 @@ def make_examples(item: dict[str, Any], config: ImagenomeConfig) -> list[staging
         raise Rejection("missing_scene_graph", row=item["row"], item=item["image"]) from None
     except ValueError:
         raise Rejection("bad_scene_graph", row=item["row"], item=item["image"]) from None
-    own = attribute_labels(graph)
-    regions, phrases = region_boxes(graph)
+    try:
+        own = attribute_labels(graph)
+        regions, phrases = region_boxes(graph)
+    except (AttributeError, KeyError, TypeError, ValueError):  # JSON of another shape
+        raise Rejection("bad_scene_graph", row=item["row"], item=item["image"]) from None
 
     def inside(image: np.ndarray) -> tuple[()]:
         """No masks; but boxes that leave the image are those of another size."""
@@ -116,7 +118,7 @@ def make_examples(item: dict[str, Any], config: ImagenomeConfig) -> list[staging
         return ()
 
     text = {"sentences": phrases, "findings": " ".join(phrases)}
-    labels = {"labels": translate(own, SAME), "own_labels": own, "pixel_boxes": regions}
+    labels = {"labels": translate(own, LABELS), "own_labels": own, "pixel_boxes": regions}
     return film_records.make_record({**item, **text, **labels}, config, masks=inside)
 
 
@@ -176,12 +178,12 @@ def _graph(place: Path, name: str) -> bytes:
             raise KeyError(name) from None
     archive, folder = _archive(place)
     with _LOCK:
-        return archive.read(folder + name)
+        return archives.read_member(archive, folder + name)
 
 
 @functools.lru_cache(maxsize=2)  # opened once by each worker process
 def _archive(path: Path) -> tuple[zipfile.ZipFile, str]:
-    archive = zipfile.ZipFile(path)
+    archive = archives.open_zip(path)
     first = next((name for name in archive.namelist() if name.endswith("_SceneGraph.json")), "")
     return archive, first.rpartition("/")[0] + "/" if "/" in first else ""
 

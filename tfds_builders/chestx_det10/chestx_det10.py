@@ -18,7 +18,8 @@ import cv2
 import numpy as np
 
 from medvlp_jax.data import film_records, splits, staging
-from medvlp_jax.data.labels import ABSENT, PRESENT, translate
+from medvlp_jax.data.label_translations import KIND, NONE, SAME, Row, names_of, same, translate
+from medvlp_jax.data.labels import ABSENT, PRESENT
 from medvlp_jax.data.staging import Plan, Rejection
 from medvlp_jax.data.tables import find_file, index_files
 from tfds_builders import common
@@ -26,14 +27,15 @@ from tfds_builders.chestxray14.chestxray14 import patient_id
 
 WHAT = "a folder with train.json and test.json (or ChestX_Det_train.json and ChestX_Det_test.json) and the images"
 FRAME = 1024
-SAME = {
-    **{name: name for name in ("Atelectasis", "Cardiomegaly", "Consolidation", "Fracture", "Pneumothorax")},
-    "Effusion": "Pleural Effusion",
-    "Mass": "Lung Lesion",
-    "Nodule": "Lung Lesion",
-}
-IMPLIES = {"Diffuse Nodule": "Lung Lesion", "Pleural Thickening": "Pleural Other"}
-BOX_NAMES = {**SAME, **IMPLIES}
+LABELS = (
+    *same(("Atelectasis", "Cardiomegaly", "Consolidation", "Fracture", "Pneumothorax")),
+    Row(("Effusion",), SAME, "Pleural Effusion", "the set's name for it"),
+    Row(("Mass", "Nodule"), SAME, "Lung Lesion", "what the name covers first of all; absent when both are"),
+    Row(("Diffuse Nodule",), KIND, "Lung Lesion", "nodules"),
+    Row(("Pleural Thickening",), KIND, "Pleural Other", "the labeler's first phrase for it"),
+    Row(("Calcification", "Emphysema", "Fibrosis"), NONE, "", "no observation of the fourteen covers just this"),
+)
+BOX_NAMES = names_of(LABELS)
 NIH_NAME = re.compile(r"(\d{8})_\d{3}")
 """Stem of an NIH file name, which tells the patient: so in the first lists of ChestX-Det10, not in later ones."""
 
@@ -88,7 +90,7 @@ def plan(config: DetConfig) -> Plan:
                 "patient_id": patient,
                 "split": split,
                 "view": "FRONTAL",
-                "labels": translate(own, SAME, IMPLIES),
+                "labels": translate(own, LABELS),
                 "own_labels": own,
                 "boxes": [_box(box, sym) for box, sym in zip(boxes, entry["syms"], strict=True)],
                 "polygons": [[sym, polygon] for sym, polygon in zip(entry["syms"], polygons, strict=False)],

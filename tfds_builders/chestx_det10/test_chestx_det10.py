@@ -79,7 +79,7 @@ def test_real_test_list():
         **{"Atelectasis": 48, "Emphysema": 39, "Calcification": 38, "Pneumothorax": 35, "Mass": 30},
     }
     assert all(len(entry["syms"]) == len(entry["boxes"]) for entry in entries)
-    assert set(chestx_det10.SAME) & set(positive) == {
+    assert set(chestx_det10.BOX_NAMES) & set(positive) == {
         "Consolidation",
         "Effusion",
         "Nodule",

@@ -11,8 +11,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from medvlp_jax.data import film_records, splits, staging
-from medvlp_jax.data.labels import ABSENT, PRESENT, translate
+from medvlp_jax.data import demographics, film_records, splits, staging
+from medvlp_jax.data.label_translations import KIND, NONE, SAME, Row, names_of, same, translate
+from medvlp_jax.data.labels import ABSENT, PRESENT
 from medvlp_jax.data.staging import Plan, Rejection
 from medvlp_jax.data.tables import Table, csv_rows, find_file, find_optional, index_files, read_text
 from tfds_builders import common
@@ -22,14 +23,17 @@ FINDINGS = (
     *("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis", "Hernia"),
     *("Infiltration", "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax"),
 )
-SAME = {
-    "No Finding": "No Finding",
-    **{name: name for name in ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pneumonia", "Pneumothorax")},
-    "Effusion": "Pleural Effusion",
-    "Mass": "Lung Lesion",
-    "Nodule": "Lung Lesion",
-}
-IMPLIES = {"Pleural_Thickening": "Pleural Other"}
+LABELS = (
+    Row(("No Finding",), SAME, "No Finding", "none of the fourteen findings of the set; others are not looked for"),
+    *same(("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pneumonia", "Pneumothorax")),
+    Row(("Effusion",), SAME, "Pleural Effusion", "the set's name for it"),
+    Row(("Mass", "Nodule"), SAME, "Lung Lesion", "what the name covers first of all; absent when both are"),
+    Row(("Pleural_Thickening",), KIND, "Pleural Other", "the labeler's first phrase for it"),
+    Row(
+        ("Infiltration", "Emphysema", "Fibrosis", "Hernia"), NONE, "", "no observation of the fourteen covers just this"
+    ),
+)
+BOX_NAMES = {own: name for own, name in names_of(LABELS).items() if own != "Pleural_Thickening"}
 OTHER_SPELLINGS = {"Infiltrate": "Infiltration", "Pleural Thickening": "Pleural_Thickening"}
 BOX_FRAME = 1024.0
 """Boxes are in pixels of the 1024 x 1024 images, whatever the size of the files at hand."""
@@ -57,7 +61,11 @@ def plan(config: NihConfig) -> Plan:
     """One work item per row of the label table. Raises: ValueError for a file or column that is not there."""
     root = common.root_of(config, WHAT)
     path = find_file(root, ("Data_Entry_2017*.csv", "Data_Entry_2017*.csv.gz"), "label table Data_Entry_2017_v2020.csv")
-    table = Table(path, ("Image Index", "Finding Labels", "Patient ID", "View Position"))
+    table = Table(
+        path,
+        ("Image Index", "Finding Labels", "Patient ID", "View Position"),
+        ("Patient Age", "Patient Gender"),
+    )
     boxes = read_boxes(find_optional(root, ("BBox_List_2017.csv*",)))
     test = set()
     if config.official_split:
@@ -88,7 +96,8 @@ def plan(config: NihConfig) -> Plan:
                 "patient_id": patient,
                 "split": split,
                 "view": common.view_name(row["View Position"]),
-                "labels": translate(own, SAME, IMPLIES),
+                **demographics.person(row.get("Patient Age"), row.get("Patient Gender")),
+                "labels": translate(own, LABELS),
                 "own_labels": own,
                 "boxes": boxes.get(name, []),
             }
@@ -130,7 +139,7 @@ def read_boxes(path: Path | None) -> dict[str, list[dict[str, Any]]]:
         x, y, width, height = (float(number) for number in numbers)
         edges = [edge / BOX_FRAME for edge in (y, x, y + height, x + width)]
         finding = OTHER_SPELLINGS.get(finding.strip(), finding.strip())
-        box = {"box": [min(max(edge, 0.0), 1.0) for edge in edges], "finding": SAME.get(finding, finding)}
+        box = {"box": [min(max(edge, 0.0), 1.0) for edge in edges], "finding": BOX_NAMES.get(finding, finding)}
         boxes.setdefault(name.strip(), []).append(box)
     return boxes
 

@@ -11,7 +11,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from medvlp_jax.data import film_records, splits, staging
+from medvlp_jax.data import demographics, film_records, splits, staging
 from medvlp_jax.data.labels import CHEXPERT_COMPETITION, CHEXPERT_LABELS, NOT_MENTIONED, PRESENT, parse_state
 from medvlp_jax.data.staging import Plan, Rejection
 from medvlp_jax.data.tables import Table, find_file, find_optional
@@ -33,6 +33,9 @@ class ChexpertConfig(common.LocalConfig):
     per_class: int = 200
     """Frontal training images of each of the five classes that become the split test_5x200, one per patient; their
     patients leave train. 0: none."""
+    train_table: str = ""
+    """Table of the training images in the layout of train.csv, such as a train_visualCheXbert.csv; default: train.csv
+    under --root."""
     test_labels: str = ""
     """groundtruth.csv of the 500 test studies; default: the one under --root, if any."""
 
@@ -53,8 +56,10 @@ def plan(config: ChexpertConfig) -> Plan:
         path = find_optional(root, (name, f"{name}.gz"))
         if path is None and split == "validation":
             continue
+        if split == "train" and config.train_table:
+            path = find_file(Path(config.train_table).expanduser().parent, (Path(config.train_table).name,), "table")
         path = path or find_file(root, ("train.csv", "train.csv.gz"), "label table train.csv")
-        table = Table(path, ("Path", "Frontal/Lateral", "AP/PA", *CHEXPERT_LABELS))
+        table = Table(path, ("Path", "Frontal/Lateral", "AP/PA", *CHEXPERT_LABELS), ("Sex", "Age"))
         used.append(table)
         for number, row in table:
             try:
@@ -103,6 +108,8 @@ def _item(root: Path, number: int, row: dict[str, str], split: str) -> dict[str,
         # LL and RL stand beside 17 frontal images: frontal, the projection unknown.
         "view": view if lateral or view in ("AP", "PA") else "FRONTAL",
         "labels": {name: state for name, state in states.items() if state != NOT_MENTIONED},
+        # Three rows of a set of adults have the age 0.
+        **demographics.person(row["Age"] if row.get("Age", "0").strip() not in ("0", "0.0") else None, row.get("Sex")),
     }
 
 

@@ -27,13 +27,34 @@ def test_every_row(root):
     assert made.reasons == {"bad_label": 1, "bad_path": 1, "missing_file": 1}
     first = made.examples["train/patient00001/study1/view1_frontal"]
     assert labels.label_states(first["labels"]) == {"No Finding": 1, "Pleural Effusion": 0}
-    assert (first["view"], first["has_findings"]) == ("AP", False)
+    assert (first["view"], first["has_findings"], first["age"], first["sex"]) == ("AP", False, 68, "F")
     assert made.examples["train/patient00002/study2/view1_frontal"]["view"] == "FRONTAL"
     assert labels.label_states(made.examples["train/patient00002/study1/view1_frontal"]["labels"])["Pneumonia"] == -1
     test = made.splits["test"]
     assert {example["view"] for example in test.values()} == {"FRONTAL", "LATERAL"}
     assert all(labels.label_states(example["labels"])["Edema"] == 1 for example in test.values())
     assert make(chexpert, root=str(root), size=SIZE, only_frontal=True).reasons["not_frontal"] == 2
+
+
+def test_another_table_for_train(root, tmp_path):
+    """Labels by another program in the same layout; valid.csv and the test studies stay as they are."""
+    header, *rows = (root / "train.csv").read_text().splitlines()
+    (tmp_path / "train_visualCheXbert.csv").write_text("\n".join([header, rows[0]]))
+    made = make(
+        chexpert, root=str(root), train_table=str(tmp_path / "train_visualCheXbert.csv"), size=SIZE, per_class=0
+    )
+    assert made.counts == {"train": 1, "validation": 1, "test": 2}
+    assert "train_visualCheXbert.csv" in made.provenance["tables"]
+    with pytest.raises(ValueError, match="looked for absent"):
+        make(chexpert, root=str(root), train_table=str(tmp_path / "absent.csv"))
+    names = [
+        "train/patient00001/study1/view1_frontal.jpg",
+        "CheXpert-v1.0-small/valid/patient64541/study1/view1_frontal.jpg",
+    ]
+    (tmp_path / "own.csv").write_text("Path,Fracture\n" + "".join(f"{name},-1\n" for name in names))
+    made = make(chexpert, root=str(root), label_table=str(tmp_path / "own.csv"), splits="train", size=SIZE, per_class=0)
+    states = [labels.label_states(example["labels"]) for example in made.splits["train"].values()]
+    assert sorted(map(len, states)) == [0] * 8 + [1]
 
 
 def test_five_by_200(root):

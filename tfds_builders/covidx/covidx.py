@@ -12,14 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from medvlp_jax.data import film_records, splits, staging
-from medvlp_jax.data.labels import ABSENT, PRESENT, translate
+from medvlp_jax.data.label_translations import KIND, NONE, Row, translate
+from medvlp_jax.data.labels import ABSENT, PRESENT
 from medvlp_jax.data.staging import Plan, Rejection
 from medvlp_jax.data.tables import find_file, find_optional, index_files, read_text
 from tfds_builders import common
 
 WHAT = "a folder with the label lists (train_COVIDx9A.txt and test_COVIDx9A.txt, or train.txt, val.txt, test.txt)"
 CLASSES = {name.lower(): name for name in ("normal", "pneumonia", "COVID-19", "positive", "negative")}
-IMPLIES = {"normal": "No Finding", "pneumonia": "Pneumonia"}
+LABELS = (
+    Row(("normal",), KIND, "No Finding", "said of the whole image"),
+    Row(("pneumonia",), KIND, "Pneumonia", "the same word"),
+    Row(("COVID-19", "positive", "negative"), NONE, "", "a diagnosis of the patient; what the image shows is not said"),
+)
 
 
 @dataclasses.dataclass(eq=False)
@@ -77,7 +82,7 @@ def plan(config: CovidxConfig) -> Plan:
                     "patient_id": patient,
                     "split": split,
                     "view": "",
-                    "labels": translate({kind: PRESENT}, {}, IMPLIES),
+                    "labels": translate({kind: PRESENT}, LABELS),
                     "own_labels": {name: PRESENT if name == kind else ABSENT for name in CLASSES.values()},
                     "facts": [f"class {kind}", f"source {source}"],
                 }

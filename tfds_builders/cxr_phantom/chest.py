@@ -9,7 +9,7 @@ import functools
 import cv2
 import numpy as np
 
-from tfds_builders.cxr_phantom.anatomy import SIDES, Anatomy, ellipse, ribbon, stream
+from tfds_builders.cxr_phantom.anatomy import SIDES, Anatomy, Pose, ellipse, ribbon, stream
 from tfds_builders.cxr_phantom.canvas import Canvas, grain, soften
 
 
@@ -158,15 +158,20 @@ class Chest:
         left, top, right, bottom = (round(m * size) for m in pose.collimation)
         for border in (film[:top], film[size - bottom :], film[:, :left], film[:, size - right :]):
             border *= 0.12
-        x, y, height = pose.marker
-        letter, at = ("R", -x) if pose.image_seed % 2 else ("L", x)
-        glyph = _glyph(letter)
-        pixels = max(5, round(height * size * 1.4))
-        glyph = cv2.resize(glyph, (pixels, pixels), interpolation=cv2.INTER_AREA)
-        row, column = round(y * size), round((0.5 + at) * size) - pixels // 2
-        row, column = (int(np.clip(v, 0, size - pixels)) for v in (row, column))
-        window = film[row : row + pixels, column : column + pixels]
-        np.maximum(window, glyph.astype(np.float32) * (0.97 / 255), out=window)
+        (top, left, bottom, right), letter = marker(pose, size)
+        window = film[top:bottom, left:right]
+        np.maximum(window, letter.astype(np.float32) * (0.97 / 255), out=window)
+
+
+def marker(pose: Pose, size: int) -> tuple[tuple[int, int, int, int], np.ndarray]:
+    """The lead letter of a film: its box (top, left, bottom, right in pixels, ends exclusive), and it, uint8."""
+    x, y, height = pose.marker
+    at = -x if pose.image_seed % 2 else x
+    pixels = max(5, round(height * size * 1.4))
+    row, column = round(y * size), round((0.5 + at) * size) - pixels // 2
+    row, column = (int(np.clip(v, 0, size - pixels)) for v in (row, column))
+    letter = cv2.resize(_glyph("R" if pose.image_seed % 2 else "L"), (pixels, pixels), interpolation=cv2.INTER_AREA)
+    return (row, column, row + pixels, column + pixels), letter
 
 
 def _fragments(rib: np.ndarray, at: float) -> list[np.ndarray]:

@@ -37,9 +37,13 @@ class PhantomConfig(tfds.core.BuilderConfig):
     size: int = 96
     """Pixels of an image side. The same seed shows the same chests at every size."""
     train_studies: int = 6000
+    """Studies of the split; each has an image or two."""
     validation_studies: int = 500
+    """Studies of the split."""
     test_studies: int = 500
+    """Studies of the split."""
     seed: int = 0
+    """Another seed shows other patients."""
 
 
 class CxrPhantom(tfds.core.GeneratorBasedBuilder):

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medvlp_jax.data import film_records, records, sections, splits, staging
+from medvlp_jax.data import demographics, film_records, records, sections, splits, staging
 from medvlp_jax.data.staging import Plan, Rejection
 from tfds_builders import common
 from tfds_builders.image_report_folder import manifest as manifests
@@ -129,6 +129,7 @@ def _item(
         "patient_id": patient_id or cells["study_id"].strip() or image_id,
         "split": split,
         "view": view,
+        **demographics.person(cells["age"], cells["sex"]),
         "labels": labels,
         "boxes": boxes,
         **text,

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medvlp_jax.data import tables
+from medvlp_jax.data import archives, tables
 from medvlp_jax.data.labels import CHEXPERT_LABELS, label_states, label_vector, parse_state, position
 from medvlp_jax.data.staging import Rejection
 
 FIELDS: tuple[str, ...] = (
     *("image", "findings", "impression", "report", "report_file"),
-    *("patient_id", "study_id", "image_id", "split", "view", "boxes"),
+    *("patient_id", "study_id", "image_id", "split", "view", "age", "sex", "boxes"),
 )
 """Fields a column can be mapped to, besides `labels.<name>` for the fourteen CheXpert names."""
 
@@ -38,6 +38,7 @@ def read_manifest(path: Path, limit: int = 0) -> Manifest:
     """
     if not path.is_file():
         raise ValueError(f"The manifest {path} does not exist. Give its path with --manifest.")
+    archives.refuse(path, "--manifest")
     kind = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
     text, digest = tables.read_text(path)
     if kind not in (".jsonl", ".csv", ".tsv"):

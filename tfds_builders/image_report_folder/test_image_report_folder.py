@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("tensorflow_datasets")
 
 from medvlp_jax.data import images, labels, records, staging
+from medvlp_jax.prepare import main as prepare_main
 from medvlp_jax.prepare import prepare
 from tfds_builders.image_report_folder import image_report_folder as folder_set
 from tfds_builders.image_report_folder import make_dummy_data, manifest
@@ -289,3 +290,26 @@ def test_counts_of_real_folders(name, columns, splits, reasons):
     item = plan.splits["test"][0]
     ((_, example),) = folder_set.make_examples(item, config)
     assert images.read_image(example["image"]).shape == (256, 256)
+
+
+def test_labels_by_rules_and_cleaning_through_prepare(tmp_path, capsys):
+    """The settings of text, from the command line to the records and what is printed of them."""
+    ellipse = (DUMMY / "img" / "a.png").read_bytes()
+    texts = ["Small left effusion seen ___ ___. No pneumothorax.", "Clear lungs.", ""]
+    rows = [{"image": f"{n}.png", "findings": text, "Edema": "0"} for n, text in enumerate(texts)]
+    for row in rows:
+        (tmp_path / row["image"]).write_bytes(ellipse)
+    manifest_path = write_jsonl(tmp_path / "studies.jsonl", rows)
+    words = ["--labels=rules", "--deid=drop", "--cleaning=gloria", "--sentences=gloria", "--empty_report=keep"]
+    command = ["image_report_folder", "--manifest", manifest_path, "--data_dir", str(tmp_path / "data"), "--size=32"]
+    assert prepare_main([*command, *words, "--fractions=1,0,0", "--workers=1"]) == 0
+    printed = capsys.readouterr().out
+    assert "labels by rules: 2, labels none, no text: 1" in printed
+    assert "Pleural Effusion  1 +" in printed
+    source = records.RecordSource(tmp_path / "data", "image_report_folder", "train")
+    (effusion,) = (record for record in source if "effusion" in record["findings"])
+    assert effusion["findings"] == "small left effusion seen no pneumothorax"
+    assert effusion["sentences"] == ["small left effusion seen", "no pneumothorax"]
+    assert labels.label_states(effusion["labels"]) == {"Pneumothorax": 0, "Pleural Effusion": 1}
+    assert sorted(len(labels.label_states(record["labels"])) for record in source)[0] == 0
+    assert json.loads((source.folder / "provenance.json").read_text())["config"]["labels"] == "rules"

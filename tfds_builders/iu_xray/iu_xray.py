@@ -11,14 +11,14 @@ import dataclasses
 import json
 import os
 import re
-import tarfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medvlp_jax.data import film_records, sections, staging
-from medvlp_jax.data.labels import PRESENT, translate
+from medvlp_jax.data import archives, film_records, sections, staging
+from medvlp_jax.data.label_translations import KIND, NONE, Row, translate
+from medvlp_jax.data.labels import PRESENT
 from medvlp_jax.data.staging import Plan, Rejection
 from medvlp_jax.data.tables import Table, find_optional, index_files
 from tfds_builders import common
@@ -27,28 +27,42 @@ WHAT = (
     "a folder with the images and the reports: ecgen-radiology/*.xml (or NLMCXR_reports.tgz), or indiana_reports.csv "
     "and indiana_projections.csv, or annotation.json"
 )
-MESH_IMPLIES = {
-    "normal": "No Finding",
-    "Cardiomegaly": "Cardiomegaly",
-    "Opacity": "Lung Opacity",
-    "Airspace Disease": "Lung Opacity",
-    "Infiltrate": "Lung Opacity",
-    "Nodule": "Lung Lesion",
-    "Mass": "Lung Lesion",
-    "Pulmonary Edema": "Edema",
-    "Consolidation": "Consolidation",
-    "Pneumonia": "Pneumonia",
-    "Pulmonary Atelectasis": "Atelectasis",
-    "Pneumothorax": "Pneumothorax",
-    "Hydropneumothorax": "Pneumothorax",
-    "Pleural Effusion": "Pleural Effusion",
-    "Fractures, Bone": "Fracture",
-    **dict.fromkeys(
-        ("Catheters, Indwelling", "Implanted Medical Device", "Medical Device", "Tube, Inserted", "Stents"),
+SECTIONS = ("comparison", "indication", "findings", "impression")
+LABELS = (
+    Row(("normal",), KIND, "No Finding", "said of the whole report"),
+    Row(("Cardiomegaly",), KIND, "Cardiomegaly", "the same word"),
+    Row(("Opacity", "Airspace Disease", "Infiltrate"), KIND, "Lung Opacity", "phrases of the labeler"),
+    Row(("Nodule", "Mass"), KIND, "Lung Lesion", "phrases of the labeler"),
+    Row(("Pulmonary Edema",), KIND, "Edema", "the same word"),
+    Row(("Consolidation",), KIND, "Consolidation", "the same word"),
+    Row(("Pneumonia",), KIND, "Pneumonia", "the same word"),
+    Row(("Pulmonary Atelectasis",), KIND, "Atelectasis", "the same word"),
+    Row(("Pneumothorax", "Hydropneumothorax", "Hemopneumothorax"), KIND, "Pneumothorax", "air in the pleural space"),
+    Row(("Pleural Effusion",), KIND, "Pleural Effusion", "the same word"),
+    Row(("Fractures, Bone",), KIND, "Fracture", "the same word"),
+    Row(
+        ("Catheters, Indwelling", "Implanted Medical Device", "Medical Device", "Tube, Inserted"),
+        KIND,
         "Support Devices",
+        "phrases of the labeler",
     ),
-}
+    Row(
+        ("Nodule elsewhere", "Mass elsewhere", "Opacity elsewhere"),
+        NONE,
+        "",
+        "the term names another place than the lung",
+    ),
+    Row(("Stents",), NONE, "", "of the coronary vessels, the aorta, the abdomen; no phrase of the labeler"),
+    Row(("Pulmonary Congestion", "Heart Failure"), NONE, "", "whether there is edema is not said"),
+)
 """First part of a MeSH term -> CheXpert name it is a kind of. Terms name what is there; absence is not said."""
+ELSEWHERE = frozenset(
+    (
+        *("adipose tissue", "breast", "heart", "mediastinum", "pleura", "pleural sinus", "ribs", "soft tissue"),
+        *("supracardiac", "thoracic vertebrae", "sternum", "clavicle", "humerus"),
+    )
+)
+"""Places in a MeSH term that are not the lung."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -78,6 +92,9 @@ def plan(config: IuConfig) -> Plan:
     files = {_stem(name): path for name, path in index_files(root, (".png", ".jpg", ".jpeg", ".dcm")).items()}
     items, rejections = [], []
     for number, report in enumerate(reports, start=1):
+        if not report["uid"]:
+            rejections.append(Rejection("damaged_report_file", row=number))
+            continue
         both = sections.apply_policy(report["findings"], report["impression"], "mask")
         if not report["images"]:
             rejections.append(Rejection("no_image", row=number, item=report["uid"]))
@@ -86,9 +103,7 @@ def plan(config: IuConfig) -> Plan:
             continue
         own = {term.split("/")[0].strip(): PRESENT for term in report["mesh"]}
         whole = "\n".join(
-            f"{name.upper()}: {report[name].strip()}"
-            for name in ("comparison", "indication", "findings", "impression")
-            if not sections.is_missing(report.get(name))
+            f"{name.upper()}: {report[name].strip()}" for name in SECTIONS if not sections.is_missing(report.get(name))
         )
         uid = f"CXR{_key(report['uid'].split('_')[0], '')[0]}"  # the same in every form
         for name, view in report["images"]:
@@ -103,7 +118,7 @@ def plan(config: IuConfig) -> Plan:
                     "patient_id": uid,
                     "split": report["split"],
                     "view": common.view_name(view),
-                    "labels": translate(own, {}, MESH_IMPLIES),
+                    "labels": translate({_placed(term): PRESENT for term in report["mesh"]}, LABELS),
                     "own_labels": own,
                     "findings": both["findings"],
                     "impression": both["impression"],
@@ -114,6 +129,13 @@ def plan(config: IuConfig) -> Plan:
     rule = "annotation.json" if form == "annotation.json" else ""
     facts = {"form": form, "reports": len(reports)}
     return common.finish_plan(items, rejections, config, tables=tables, split_rule=rule, provenance=facts)
+
+
+def _placed(term: str) -> str:
+    """ "Nodule/lung/apex" -> "Nodule"; "Nodule elsewhere" where the term names another place and not the lung."""
+    first, *rest = (part.strip() for part in term.split("/"))
+    moved = first in ("Nodule", "Mass", "Opacity") and "lung" not in rest and not ELSEWHERE.isdisjoint(rest)
+    return f"{first} elsewhere" if moved else first
 
 
 def _stem(name: str) -> str:
@@ -184,21 +206,21 @@ def _xml_files(root: Path) -> Iterator[bytes]:
         return
     archive = find_optional(root, ("NLMCXR_reports.tgz", "*.tgz"))
     if archive is not None:
-        with tarfile.open(archive) as opened:
-            members = [member for member in opened.getmembers() if member.name.endswith(".xml")]
-            for member in sorted(members, key=lambda member: (len(member.name), member.name)):
-                file = opened.extractfile(member)
-                if file is not None:
-                    yield file.read()
+        for _, data in sorted(archives.tar_files(archive, ".xml"), key=lambda pair: (len(pair[0]), pair[0])):
+            yield data
 
 
 def _xml_report(data: bytes, views: dict[tuple[str, str], str]) -> Report:
-    tree = ElementTree.fromstring(data)
-    uid = tree.find("uId").get("id", "")  # type: ignore[union-attr]
+    """A file that is no such report has no uid."""
+    try:
+        tree = ElementTree.fromstring(data)
+        uid = tree.find("uId").get("id", "")  # type: ignore[union-attr]
+    except (ElementTree.ParseError, AttributeError, ValueError):
+        return {"uid": "", **dict.fromkeys(("comparison", "indication", "findings", "impression"), ""), "images": []}
     text = {part.get("Label", "").lower(): " ".join((part.text or "").split()) for part in tree.iter("AbstractText")}
     pictures = [picture.get("id", "") for picture in tree.iter("parentImage")]
     return {
-        **{name: text.get(name, "") for name in ("comparison", "indication", "findings", "impression")},
+        **{name: text.get(name, "") for name in SECTIONS},
         "uid": uid,
         "mesh": [(term.text or "").strip() for term in tree.iterfind("MeSH/major")],
         "images": [(name, views.get(_key(uid, name), "")) for name in pictures],

@@ -1,6 +1,9 @@
 """Draws a tiny MIMIC-CXR-JPG folder in the true layout: random ellipses, invented reports, one of every flaw.
 
 python -m tfds_builders.mimic_cxr.make_dummy_data --folder /tmp/mimic
+
+Beside it, in <folder>/derived, the files that others make of the reports, in their layouts: a table of sections, one
+with a row per image, labels of another labeler, hand-made lists of sections. All content is invented.
 """
 
 from __future__ import annotations
@@ -86,9 +89,58 @@ def write(folder: Path, kind: str = "jpg", copies: int = 1) -> None:
         write_csv(folder / f"mimic-cxr-2.0.0-{labeler}.csv.gz", header, studies.values())
 
 
+SECTION_PARSER = """import re
+
+def custom_mimic_cxr_rules():
+    custom_section_names = {
+        's57375967': 'history',  # files/p10/p10000764/s57375967.txt
+        's59999999': 'indication',
+    }
+    custom_indices = {
+        's50414267': [129, 171],
+        's50771383': [0, 0],
+    }
+    return custom_section_names, custom_indices
+"""
+
+
+def write_derived(folder: Path) -> None:
+    """What users have beside the reports: see the docstring of this module."""
+    sectioned = [
+        ("s50414267", "No acute process.", "The lungs are clear.\nThe heart is normal, as before.", "", ""),
+        ("s53189527", "Mild pulmonary edema.", "", "", "none"),
+        ("s57375967", "", "", "Right basal opacity.", ""),
+        ("s59999999", "No such study.", "", "", ""),
+    ]
+    header = ("study", "impression", "findings", "last_paragraph", "comparison")
+    write_csv(folder / "mimic_cxr_sectioned.csv", header, sectioned)
+    header = ("Path", "dicom_id", "subject_id", "ViewPosition", "impression", "findings", "split")
+    per_image = [
+        ("files/x.jpg", dicom_id(0), "10000032", "PA", "No acute process.", "dumb", "train"),
+        ("files/y.jpg", dicom_id(2), "10000032", "AP", " ", "Mild pulmonary edema is seen.", "train"),
+    ]
+    write_csv(folder / "master.csv", header, per_image)
+    labels = [
+        ("s50414267", "1.0", "", "FINDINGS"),
+        ("53189527", "", "-1.0", "x"),
+        ("53189527", "1", "1", "x"),
+        ("s59999999", "0.0", "", "x"),
+    ]
+    write_csv(folder / "labeled_reports.csv", ("study_id", "No Finding", "Edema", "Reports"), labels)
+    patients = [
+        ("10000032", "F", "52", "2180", "2014 - 2016", ""),
+        ("11000011", "M", "91", "2150", "2014 - 2016", ""),
+        ("19999999", "M", "40", "2100", "2008 - 2010", ""),
+    ]
+    header = ("subject_id", "gender", "anchor_age", "anchor_year", "anchor_year_group", "dod")
+    write_csv(folder / "patients.csv.gz", header, patients)
+    (folder / "section_parser.py").write_text(SECTION_PARSER)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--copies", type=int, default=1)
     arguments = parser.parse_args()
     write(arguments.folder, copies=arguments.copies)
+    write_derived(arguments.folder / "derived")

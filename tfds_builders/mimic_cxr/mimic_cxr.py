@@ -12,15 +12,16 @@ import functools
 import os
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from medvlp_jax.data import film_records, sections, staging
-from medvlp_jax.data.labels import CHEXPERT_LABELS, NOT_MENTIONED, parse_state, position
+from medvlp_jax.data import archives, film_records, label_files, records, sections, staging
+from medvlp_jax.data.label_files import read_label_file
 from medvlp_jax.data.staging import Plan, Rejection
 from medvlp_jax.data.tables import Table, find_file, find_optional
 from tfds_builders import common
+from tfds_builders.mimic_cxr import derived
 
 WHAT = (
     "the MIMIC-CXR-JPG folder of PhysioNet, with mimic-cxr-2.0.0-split.csv.gz, mimic-cxr-2.0.0-metadata.csv.gz and "
@@ -29,8 +30,8 @@ WHAT = (
 SPLIT_NAMES = {"train": "train", "validate": "validation", "test": "test"}
 EXTENSIONS = {"auto": (".jpg", ".dcm", ".png"), "jpg": (".jpg",), "dcm": (".dcm",), "png": (".png",)}
 LABELERS = ("chexpert", "negbio", "none")
-REPORT_PATHS = ("files/{tree}.txt", "{tree}.txt", "mimic-cxr-reports/files/{tree}.txt")
 SECTIONED = ("impression", "findings", "last_paragraph")
+REPORT_PATHS = ("files/{tree}.txt", "{tree}.txt", "mimic-cxr-reports/files/{tree}.txt")
 
 
 @dataclasses.dataclass(eq=False)
@@ -38,7 +39,7 @@ class MimicConfig(common.LocalConfig):
     """Settings of MIMIC-CXR; the defaults are what most published methods train on."""
 
     reports: str = ""
-    """Folder or .zip with files/p10/p10000032/s50414267.txt, or a mimic_cxr_sectioned.csv; default: --root."""
+    """Folder or .zip with files/p10/p10000032/s50414267.txt, or a table of sections; default: --root."""
     tables: str = ""
     """Folder of the split, metadata and label tables; default: --root."""
     images: str = "auto"
@@ -46,13 +47,17 @@ class MimicConfig(common.LocalConfig):
     only_frontal: bool = True
     """ViewPosition PA or AP."""
     labeler: str = "chexpert"
-    """Label table: chexpert, negbio or none."""
+    """Published label table: chexpert, negbio or none. --label_table takes any other."""
     expert_test: bool = False
     """Labels of the test split from the radiologist's table of 2.1.0 (687 studies); images without are left out."""
     sections: str = "mimic"
     """How reports are cut; see `sections.MODES`."""
     last_paragraph: bool = False
     """Use the last paragraph as findings when a report has neither findings nor impression."""
+    section_lists: str = ""
+    """Hand-made lists for reports that no rule can cut: section_parser.py of MIT-LCP/mimic-cxr, or JSON."""
+    patients: str = ""
+    """patients.csv of MIMIC-IV: sex, and age in the year of the study."""
     min_words: int = 3
     """Words that findings and impression must have together."""
     official_split: bool = True
@@ -85,13 +90,14 @@ def plan(config: MimicConfig) -> Plan:
         table = Table(_table(tables_root, "split"), ("dicom_id", "split"))
         split_of = {row["dicom_id"]: SPLIT_NAMES.get(row["split"].strip(), "") for _, row in table}
         used.append(table)
-    labels: dict[str, dict[str, int]] = {}
-    if config.labeler != "none":
-        labels, table = _labels(_table(tables_root, config.labeler))
-        used.append(table)
     expert = None
     if config.expert_test:
-        expert, table = _labels(find_file(tables_root, ("mimic-cxr-*-test-set-labeled.csv*",), "expert label table"))
+        path = find_file(tables_root, ("mimic-cxr-*-test-set-labeled.csv*",), "expert label table")
+        expert = read_label_file(path, complete=True)
+        used.append(expert.table)
+    people: dict[str, derived.Person] = {}
+    if config.patients:
+        people, table = derived.read_patients(Path(config.patients).expanduser())
         used.append(table)
     has_views = "ViewPosition" in metadata.columns
     find_image = image_finder(root, EXTENSIONS[config.images])
@@ -103,12 +109,10 @@ def plan(config: MimicConfig) -> Plan:
         if config.official_split and not split:
             rejections.append(Rejection("not_in_split_table", row=number, item=f"{tree}/{dicom}"))
             continue
-        of_study = labels.get(study, {})
-        if expert is not None and split == "test":
-            if study not in expert:
-                rejections.append(Rejection("no_expert_label", row=number, item=f"{tree}/{dicom}"))
-                continue
-            of_study = expert[study]
+        by_expert = expert is not None and split == "test"
+        if by_expert and study not in expert.states:
+            rejections.append(Rejection("no_expert_label", row=number, item=f"{tree}/{dicom}"))
+            continue
         word = row.get("ViewPosition", "").strip()
         items.append(
             {
@@ -122,33 +126,58 @@ def plan(config: MimicConfig) -> Plan:
                 "split": split,
                 "view": common.view_name(word),
                 "view_from_header": not has_views,
-                "labels": of_study,
+                **derived.person_at(people.get(subject), row.get("StudyDate", "")),
+                "labels": expert.states[study] if by_expert else {},
+                "keep_labels": by_expert,
                 "facts": [f"ViewPosition {word or 'blank'}"] if has_views else [],
             }
         )
     if config.exclude:
         items, out = _excluded(items, config.exclude)
         rejections += out
-    _expect_reports(items, reports)
+    provenance: dict[str, Any] = {}
+    if config.labeler != "none" and not config.label_table:
+        file = read_label_file(_table(tables_root, config.labeler), complete=True)
+        used.append(file.table)
+        provenance["label_files"] = {file.table.path.name: label_files.attach(items, file)}
+    del split_of, expert  # joined; the files are looked for next, and memory is at its peak
+    provenance |= _expect_reports(items, reports, config)
     rule = "official" if config.official_split else ""
-    return common.finish_plan(items, rejections, config, tables=used, split_rule=rule, locate=find_image)
+    return common.finish_plan(
+        items, rejections, config, tables=used, split_rule=rule, provenance=provenance, locate=find_image
+    )
 
 
-def _expect_reports(items: list[dict[str, Any]], reports: str) -> None:
-    """Raises ValueError when none of some studies has a report: the folder is the wrong one, and the build would take
-    hours to say so."""
+def _expect_reports(items: list[dict[str, Any]], reports: str, config: MimicConfig) -> dict[str, Any]:
+    """What is known of the reports before any is read, for provenance; items of hand-made lists get their entry.
+
+    Raises: ValueError when none of some studies has a report: the folder is the wrong one, and the build would take
+      hours to say so; and for a table or lists of another form.
+    """
     path = Path(reports).expanduser()
-    try:
-        some = items[:: max(1, len(items) // 64)]
-        there = path.is_file() and path.suffix != ".zip"
-        there = there or any(_report(path, item["tree"]) is not None for item in some)
-    except zipfile.BadZipFile:
-        raise ValueError(f"--reports {reports!r} is no complete .zip file. Download it again.") from None
+    if path.suffix != ".zip":
+        archives.refuse(path, "--reports")
+    lists = derived.read_section_lists(Path(config.section_lists).expanduser()) if config.section_lists else {}
+    if _is_table(path):
+        if lists:
+            raise ValueError("--section_lists speaks of report files; with a table as --reports there are none.")
+        found = derived.read_sectioned(path)
+        return {"sectioned": {path.name: {"sha256": found.sha256, **derived.sectioned_facts(found, items)}}}
+    some = items[:: max(1, len(items) // 64)]
+    there = any(_report(path, item["tree"]) is not None for item in some)
     if items and not there:
         raise ValueError(
             f"No report under {reports!r}: looked for {', '.join(REPORT_PATHS)} of {len(some)} studies, {{tree}} being "
             "p10/p10000032/s50414267. Reports belong to MIMIC-CXR: give their folder or .zip with --reports."
         )
+    for item in items:
+        if item["study_id"] in lists:
+            item["section_list"] = lists[item["study_id"]]
+    return {"section_lists": derived.section_list_facts(lists, items)} if lists else {}
+
+
+def _is_table(path: Path) -> bool:
+    return path.is_file() and path.suffix != ".zip"
 
 
 def _table(root: Path, kind: str) -> Path:
@@ -165,30 +194,7 @@ def _metadata(root: Path) -> Table:
     record_list = find_optional(root, ("cxr-record-list.csv.gz", "cxr-record-list.csv"))
     if record_list and not find_optional(root, ("mimic-cxr-2*-metadata.csv*",)):
         return Table(record_list, ids)
-    return Table(_table(root, "metadata"), (*ids, "ViewPosition"))
-
-
-def _labels(path: Path) -> tuple[dict[str, dict[str, int]], Table]:
-    """Study -> {CheXpert name: state} of what is mentioned. Names decide, whatever the order of the columns."""
-    header = Table(path, ("study_id",)).columns
-    columns = {}
-    for column in header:
-        if column not in ("study_id", "subject_id"):
-            columns[column] = CHEXPERT_LABELS[position(column)]
-    table = Table(path, ("study_id", *columns))
-    if len(set(columns.values())) != len(CHEXPERT_LABELS):
-        missing = sorted(set(CHEXPERT_LABELS) - set(columns.values()))
-        raise ValueError(f"{path} has no column for {', '.join(missing)}. Its columns: {', '.join(header)}.")
-    labels = {}
-    for number, row in table:
-        try:
-            states = {name: parse_state(row[column]) for column, name in columns.items()}
-        except ValueError as error:
-            raise ValueError(f"{path}, row {number}: {error}") from None
-        labels[row["study_id"].strip().removeprefix("s")] = {
-            name: state for name, state in states.items() if state != NOT_MENTIONED
-        }
-    return labels, table
+    return Table(_table(root, "metadata"), (*ids, "ViewPosition"), ("StudyDate",))
 
 
 def mimic_images(path: str) -> Path:
@@ -251,15 +257,24 @@ def _text(item: dict[str, Any], config: MimicConfig) -> tuple[str, dict[str, Any
     """(whole report, its two sections, how they were found)."""
     policy = "last_paragraph" if config.last_paragraph else "mask"
     path = Path(item["reports"]).expanduser()
-    if path.is_file() and path.suffix != ".zip":
-        row = _sectioned(path).get(item["study_id"])
+    if _is_table(path):
+        row = derived.read_sectioned(path).of(item)
         if row is None:
             raise Rejection("missing_report_file", row=item["row"], item=item["image"], detail="not in the table")
-        both = sections.apply_policy(row["findings"], row["impression"], policy, last_paragraph=row["last_paragraph"])
-        return " ".join(filter(None, row.values())), both, _found(both)
-    report = _report(path, item["tree"])
+        last = row.get("last_paragraph", "")
+        both = sections.apply_policy(row["findings"], row["impression"], policy, last_paragraph=last)
+        return " ".join(row[name] for name in SECTIONED if row.get(name)), both, _found(both)
+    try:
+        report = _report(path, item["tree"])
+    except ValueError as error:
+        raise Rejection("damaged_report_file", row=item["row"], item=item["image"], detail=str(error)) from None
     if report is None:
         raise Rejection("missing_report_file", row=item["row"], item=item["image"])
+    entry = item.get("section_list")
+    if entry is not None:
+        both = sections.apply_policy(derived.listed_text(report, entry, item), "", "mask")
+        kind = "by name" if isinstance(entry, str) else "by place"
+        return report, both, [f"text: hand-made section list, {kind}"]
     parsed = sections.parse_sections(report, config.sections)
     both = sections.choose(parsed, policy)
     return report, both, _found(both)
@@ -271,7 +286,7 @@ def _found(both: dict[str, Any]) -> list[str]:
 
 
 def _report(path: Path, tree: str) -> str | None:
-    """The text of a study from a folder or a .zip; None when it has none."""
+    """The text of a study from a folder or a .zip; None when it has none. Raises: ValueError for a damaged .zip."""
     names = [pattern.format(tree=tree) for pattern in REPORT_PATHS]
     if path.is_dir():
         found = next((path / name for name in names if (path / name).is_file()), None)
@@ -281,7 +296,7 @@ def _report(path: Path, tree: str) -> str | None:
     if found is None:
         return None
     with _LOCK:
-        return archive.read(found).decode("utf-8", errors="replace")
+        return archives.read_member(archive, found).decode("utf-8", errors="replace")
 
 
 _LOCK = threading.Lock()
@@ -289,26 +304,21 @@ _LOCK = threading.Lock()
 
 @functools.lru_cache(maxsize=2)  # opened once by each worker process
 def _archive(path: Path) -> tuple[zipfile.ZipFile, frozenset[str]]:
-    archive = zipfile.ZipFile(path)
+    archive = archives.open_zip(path)
     return archive, frozenset(archive.namelist())
 
 
-@functools.lru_cache(maxsize=2)
-def _sectioned(path: Path) -> dict[str, dict[str, str]]:
-    """Study -> sections, of a table with the columns of mimic_cxr_sectioned.csv; ids with or without their s."""
-    table = Table(path, ("study", "impression", "findings"), ("last_paragraph",))
-    return {
-        row["study"].strip().removeprefix("s"): {name: row.get(name, "") for name in SECTIONED}
-        for _, row in _rows(table)
-    }
-
-
-def _rows(table: Table) -> Iterator[tuple[int, dict[str, str]]]:
-    for number, row in table:
-        yield number, {name: "" if sections.is_missing(cell) else cell for name, cell in row.items()}
-
-
-describe = common.describe
+def describe(sources: Mapping[str, records.RecordSource]) -> list[str]:
+    """Lines printed after a build: as of every local set, and what the user's own files held."""
+    provenance = common.provenance_of(sources)
+    lines = common.describe(sources)
+    for name, facts in provenance.get("sectioned", {}).items():
+        parts = [f"{k} {', '.join(v) if isinstance(v, list) else v}" for k, v in facts.items() if k != "sha256"]
+        lines.append(f"Sections of {name}: {'; '.join(parts)}")
+    if provenance.get("section_lists"):
+        facts = ", ".join(f"{name}: {number}" for name, number in provenance["section_lists"].items())
+        lines.append(f"Hand-made section lists: {facts}")
+    return lines
 
 
 class MimicCxr(common.LocalBuilder):

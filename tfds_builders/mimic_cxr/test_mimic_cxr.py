@@ -1,6 +1,7 @@
 """MIMIC-CXR on drawn files in its layout: joins, filters, sections, labels."""
 
 import gzip
+import json
 import shutil
 import zipfile
 
@@ -9,7 +10,7 @@ import pytest
 pytest.importorskip("tensorflow_datasets")
 
 from medvlp_jax.data import labels, records
-from tfds_builders.mimic_cxr import make_dummy_data, mimic_cxr
+from tfds_builders.mimic_cxr import derived, make_dummy_data, mimic_cxr
 from tfds_builders.mimic_cxr.make_dummy_data import dicom_id
 from tfds_builders.testing import make, write_csv
 
@@ -18,6 +19,7 @@ from tfds_builders.testing import make, write_csv
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mimic")
     make_dummy_data.write(folder)
+    make_dummy_data.write_derived(folder / "derived")
     return folder
 
 
@@ -74,16 +76,83 @@ def test_reports_from_a_zip_and_from_the_sectioned_table(root, tmp_path):
             archive.write(path, path.relative_to(root))
     zipped = make(mimic_cxr, root=str(root), reports=str(tmp_path / "reports.zip"), size=32)
     assert zipped.reasons == make(mimic_cxr, root=str(root), size=32).reasons
-    rows = [
-        ("s50414267", "No acute process.", "The lungs are clear.\nThe heart is normal, as before.", "", ""),
-        ("53189527", "Mild pulmonary edema.", "", "", "none"),
-    ]
-    header = ("study", "impression", "findings", "last_paragraph", "comparison")
-    write_csv(tmp_path / "mimic_cxr_sectioned.csv", header, rows)
-    made = make(mimic_cxr, root=str(root), reports=str(tmp_path / "mimic_cxr_sectioned.csv"), splits="train", size=32)
+    made = make(
+        mimic_cxr, root=str(root), reports=str(root / "derived/mimic_cxr_sectioned.csv"), splits="train", size=32
+    )
     assert made.examples[dicom_id(0)]["findings"] == "The lungs are clear.\nThe heart is normal, as before."
     assert made.examples[dicom_id(2)]["impression"] == "Mild pulmonary edema."
-    assert made.reasons["missing_report_file"] == 5
+    assert made.reasons["missing_report_file"] == 4
+    assert made.why(dicom_id(3)) == "no_findings_or_impression"
+    (facts,) = made.provenance["sectioned"].values()
+    assert {name: facts[name] for name in ("by", "rows", "rows of nothing here", "ids without a row")} == {
+        "by": "study",
+        "rows": 4,
+        "rows of nothing here": 1,
+        "ids without a row": 10,
+    }
+
+
+def test_a_table_with_a_row_for_each_image(root, tmp_path):
+    """MGCA writes one blank for a missing section, IMITATE the word dumb."""
+    made = make(
+        mimic_cxr, root=str(root), reports=str(root / "derived/master.csv"), splits="train", min_words=1, size=32
+    )
+    assert made.counts == {"train": 2}
+    first, second = made.examples[dicom_id(0)], made.examples[dicom_id(2)]
+    assert (first["has_findings"], first["impression"]) == (False, "No acute process.")
+    assert (second["has_impression"], second["findings"]) == (False, "Mild pulmonary edema is seen.")
+    (facts,) = made.provenance["sectioned"].values()
+    assert (facts["by"], facts['cells "dumb" taken as missing']) == ("dicom_id", 1)
+    assert facts["columns not read"] == ["Path", "subject_id", "ViewPosition", "split"]
+    (tmp_path / "mimic_cxr_00.csv").write_text("s50414267,No acute process.\n")
+    with pytest.raises(ValueError, match=r"has 2 columns. It seems to have no header") as error:
+        make(mimic_cxr, root=str(root), reports=str(tmp_path / "mimic_cxr_00.csv"))
+    assert "acute" not in str(error.value)
+
+
+def test_hand_made_section_lists(root, tmp_path):
+    """The published script is read, never run; JSON says the same."""
+    lists = root / "derived/section_parser.py"
+    made = make(mimic_cxr, root=str(root), section_lists=str(lists), min_words=1, size=32)
+    listed = made.examples[dicom_id(3)]
+    assert (listed["findings"], listed["has_impression"]) == ("fever.", False)
+    assert made.why(dicom_id(4)) == "no_text_by_section_list"
+    assert made.examples[dicom_id(0)]["findings"] == "The lungs are clear.  The heart is normal."
+    assert made.provenance["section_lists"] == {"by name": 2, "by place": 2, "without text": 1, "studies not here": 1}
+    facts = [example[records.SOURCE]["facts"] for example in made.splits["train"].values()]
+    assert sum("text: hand-made section list, by place" in of_one for of_one in facts) == 1
+    names = {"custom_section_names": {"57375967": "comparison"}, "custom_indices": {}}
+    (tmp_path / "lists.json").write_text(json.dumps(names))
+    other = make(mimic_cxr, root=str(root), section_lists=str(tmp_path / "lists.json"), size=32)
+    assert other.why(dicom_id(3)) == "section_list_misfit"
+    for text, message in (
+        ("{}", "has neither"),
+        ("[", "cannot be read"),
+        ('{"custom_indices": {"s5": [3]}}', "entry 1 of"),
+    ):
+        (tmp_path / "lists.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            make(mimic_cxr, root=str(root), section_lists=str(tmp_path / "lists.json"))
+    table = str(root / "derived/mimic_cxr_sectioned.csv")
+    with pytest.raises(ValueError, match="speaks of report files"):
+        make(mimic_cxr, root=str(root), section_lists=str(lists), reports=table)
+
+
+def test_labels_of_another_labeler(root):
+    made = make(mimic_cxr, root=str(root), label_table=str(root / "derived/labeled_reports.csv"), size=32)
+    assert labels.label_states(made.examples[dicom_id(0)]["labels"]) == {"No Finding": 1}
+    assert labels.label_states(made.examples[dicom_id(2)]["labels"]) == {"Edema": -1}
+    assert labels.label_states(made.examples[dicom_id(12)]["labels"]) == {}
+    (facts,) = made.provenance["label_files"].values()
+    assert facts.pop("labels it lacks") == [n for n in labels.CHEXPERT_LABELS if n not in ("No Finding", "Edema")]
+    assert facts == {
+        "by": "study_id",
+        "rows": 3,
+        "columns not read": ["Reports"],
+        "repeated rows": 1,
+        "rows of nothing here": 1,
+        "images without a row": 11,
+    }
 
 
 def test_dicom_files_without_metadata(tmp_path):
@@ -102,6 +171,21 @@ def test_dicom_files_without_metadata(tmp_path):
     for missing, advice in (("official_split", "--official_split false"), ("labeler", "--labeler none")):
         with pytest.raises(ValueError, match=advice):
             make(mimic_cxr, **{name: value for name, value in settings.items() if name != missing})
+
+
+def test_age_and_sex_of_mimic_iv(root):
+    patients = str(root / "derived/patients.csv.gz")
+    made = make(mimic_cxr, root=str(root), patients=patients, size=32)
+    known = [made.examples[dicom_id(number)] for number in (0, 10, 12)]
+    assert [(example["age"], example["sex"]) for example in known] == [(52, "F"), (90, "M"), (-1, "")]
+    hidden = make(mimic_cxr, root=str(root), patients=patients, age_and_sex=False, splits="train", size=32)
+    assert {(example["age"], example["sex"]) for example in hidden.examples.values()} == {(-1, "")}
+    young = derived.Person("F", 30, 2150)
+    assert [derived.person_at(young, date) for date in ("21530101", "", "21990101")] == [
+        {"age": age, "sex": "F"} for age in (33, -1, -1)
+    ]
+    with pytest.raises(ValueError, match="lacks the column"):
+        make(mimic_cxr, root=str(root), patients=str(root / "derived/master.csv"))
 
 
 def test_excluded_patients_and_expert_labels(root, tmp_path):

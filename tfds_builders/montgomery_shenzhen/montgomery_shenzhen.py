@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from medvlp_jax.data import film_records, images, staging
+from medvlp_jax.data import demographics, film_records, images, staging
 from medvlp_jax.data.labels import ABSENT, PRESENT
 from medvlp_jax.data.staging import Plan, Rejection
 from tfds_builders import common
@@ -25,6 +25,8 @@ WHAT = "a folder with MontgomerySet/ and ChinaSet_AllFiles/, or any copy that ke
 NAME = re.compile(r"(MCUCXR|CHNCXR)_(\d{4})_([01])(_mask)?\.(png|jpe?g|txt)", re.IGNORECASE)
 SITES = {"MCUCXR": "montgomery", "CHNCXR": "shenzhen"}
 FINDING = "tuberculosis"
+PERSON = re.compile(r"patient's (sex|age)|^(fe)?male\b|\b\d+\s*(yrs?|years?)\b", re.IGNORECASE)
+"""A line about the patient and not about the image."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -55,7 +57,7 @@ def plan(config: TbConfig) -> Plan:
         if config.site not in (site, "both"):
             rejections.append(Rejection("not_selected", row=number, item=key))
             continue
-        reading = read_reading(root / places["reading"]) if "reading" in places else ""
+        reading, person = read_reading(root / places["reading"]) if "reading" in places else ("", {})
         masks = {part: str(root / places[part]) for part in ("left", "right", "both") if part in places}
         items.append(
             {
@@ -67,6 +69,7 @@ def plan(config: TbConfig) -> Plan:
                 "patient_id": key,
                 "split": "",
                 "view": "FRONTAL",
+                **person,
                 "labels": {"No Finding": ABSENT if sick else PRESENT},
                 "own_labels": {FINDING: PRESENT if sick else ABSENT},
                 "findings": reading,
@@ -102,11 +105,15 @@ def find_files(root: Path) -> dict[str, dict[str, str]]:
     return found
 
 
-def read_reading(path: Path) -> str:
-    """The reading without the lines that give sex and age."""
+def read_reading(path: Path) -> tuple[str, dict[str, Any]]:
+    """(the reading without the lines that give sex and age, age and sex)."""
     lines = [line.strip() for line in path.read_text("utf-8", errors="replace").splitlines()]
-    person = re.compile(r"patient's (sex|age)|^(fe)?male\b|\b\d+\s*(yrs?|years?)\b", re.IGNORECASE)
-    return " ".join(line for line in lines if line and not person.search(line))
+    about = [line for line in lines if PERSON.search(line)]
+    words = " ".join(about)
+    sex = re.search(r"\b(male|female|m|f)\b", words, re.IGNORECASE)
+    age = re.search(r"\d+\s*(?:yr|year|y|month|m)\w*", words, re.IGNORECASE)
+    person = demographics.person(age and age[0], sex and sex[0])
+    return " ".join(line for line in lines if line and line not in about), person
 
 
 def make_examples(item: dict[str, Any], config: TbConfig) -> list[staging.Example]:

@@ -42,8 +42,10 @@ def test_every_image(tmp_path):
     assert (made.counts, made.reasons) == ({"train": 2}, {"bad_mask": 1, "missing_file": 1})
     expected = np.where(LUNGS > 0, 2, 0)
     expected[:, 48:] //= 2  # left lung 1, right lung 2
-    for key, reading, sick in (("MCUCXR_0001_0", "normal", 0), ("CHNCXR_0327_1", "right PTB with effusion", 1)):
+    readings = {"MCUCXR_0001_0": ("normal", 27, "F", 0), "CHNCXR_0327_1": ("right PTB with effusion", 35, "M", 1)}
+    for key, (reading, age, sex, sick) in readings.items():
         record = made.examples[key]
+        assert (record["age"], record["sex"]) == (age, sex)
         np.testing.assert_array_equal(lungs_of(record), expected)
         assert (record["findings"], made.own(key)) == (reading, {"tuberculosis": sick})
         assert labels.label_states(record["labels"]) == {"No Finding": 1 - sick}

@@ -50,6 +50,11 @@ def write(folder: Path) -> None:
     rows, files = [], {}
     for number, (name, patient, projection, report, method, labels) in enumerate(ROWS):
         cells = dict.fromkeys(HEADER, "None") | {"": str(number), "ImageID": name, "ImageDir": str(number % 2)}
+        cells |= {
+            "StudyDate_DICOM": "20110412",
+            "PatientBirth": f"{1920 + 5 * number}.0",
+            "PatientSex_DICOM": "MF"[number % 2],
+        }
         cells |= {"StudyID": name.split("_")[0], "PatientID": patient, "Projection": projection}
         cells |= {"ReportID": patient, "Report": report, "MethodLabel": method, "Labels": labels}
         rows.append([cells[column] for column in HEADER])

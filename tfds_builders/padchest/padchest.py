@@ -11,42 +11,87 @@ import ast
 import dataclasses
 from typing import Any
 
-from medvlp_jax.data import film_records, sections, staging
-from medvlp_jax.data.labels import PRESENT, translate
+from medvlp_jax.data import demographics, film_records, sections, staging
+from medvlp_jax.data.label_translations import KIND, NONE, Row, translate
+from medvlp_jax.data.labels import PRESENT
 from medvlp_jax.data.staging import Plan, Rejection
 from medvlp_jax.data.tables import Table, find_file, index_files
 from tfds_builders import common
 
 WHAT = "a folder with PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv and the images, unpacked"
 COLUMNS = ("ImageID", "ImageDir", "StudyID", "PatientID", "Projection", "Report", "MethodLabel", "Labels")
+PERSON = ("PatientBirth", "StudyDate_DICOM", "PatientSex_DICOM")
 METHODS = {"all": ("Physician", "RNN_model"), "physician": ("Physician",), "model": ("RNN_model",)}
-IMPLIES = {
-    "normal": "No Finding",
-    "cardiomegaly": "Cardiomegaly",
-    **dict.fromkeys(("mediastinal enlargement", "superior mediastinal enlargement"), "Enlarged Cardiomediastinum"),
-    **dict.fromkeys(("infiltrates", "alveolar pattern", "consolidation"), "Lung Opacity"),
-    **dict.fromkeys(("nodule", "multiple nodules", "pulmonary mass", "mass", "lung metastasis"), "Lung Lesion"),
-    "pulmonary edema": "Edema",
-    **dict.fromkeys(("pneumonia", "atypical pneumonia"), "Pneumonia"),
-    **dict.fromkeys(
+LABELS = (
+    Row(("normal",), KIND, "No Finding", "said of the whole image"),
+    Row(("cardiomegaly",), KIND, "Cardiomegaly", "the same word"),
+    Row(
+        ("mediastinal enlargement", "superior mediastinal enlargement"),
+        KIND,
+        "Enlarged Cardiomediastinum",
+        "a wide mediastinum",
+    ),
+    Row(
+        (
+            "infiltrates",
+            "interstitial pattern",
+            "reticular interstitial pattern",
+            "reticulonodular interstitial pattern",
+        ),
+        KIND,
+        "Lung Opacity",
+        "the labeler reads infiltrate and interstitial pattern so",
+    ),
+    Row(
+        ("increased density", "miliary opacities"),
+        KIND,
+        "Lung Opacity",
+        "the labeler reads increased density and opaci- so",
+    ),
+    Row(
+        ("alveolar pattern", "consolidation"),
+        KIND,
+        "Lung Opacity",
+        "air spaces that are filled; the labeler: airspace disease",
+    ),
+    Row(("consolidation",), KIND, "Consolidation", "the same word"),
+    Row(
+        ("nodule", "multiple nodules", "pulmonary mass", "lung metastasis"),
+        KIND,
+        "Lung Lesion",
+        "the labeler: nodule, mass, neoplasm",
+    ),
+    Row(("pulmonary edema",), KIND, "Edema", "the same words"),
+    Row(("pneumonia", "atypical pneumonia"), KIND, "Pneumonia", "the same word"),
+    Row(
         (
             *("atelectasis", "laminar atelectasis", "lobar atelectasis", "segmental atelectasis"),
             *("atelectasis basal", "total atelectasis", "round atelectasis"),
         ),
+        KIND,
         "Atelectasis",
+        "the same word",
     ),
-    **dict.fromkeys(("pneumothorax", "hydropneumothorax"), "Pneumothorax"),
-    **dict.fromkeys(
-        ("pleural effusion", "loculated pleural effusion", "loculated fissural effusion"), "Pleural Effusion"
+    Row(("pneumothorax", "hydropneumothorax"), KIND, "Pneumothorax", "air in the pleural space"),
+    Row(
+        ("pleural effusion", "loculated pleural effusion", "loculated fissural effusion"),
+        KIND,
+        "Pleural Effusion",
+        "the same word",
     ),
-    **dict.fromkeys(
-        (
-            *("pleural thickening", "apical pleural thickening", "calcified pleural thickening", "pleural plaques"),
-            *("calcified pleural plaques", "pleural mass", "empyema"),
-        ),
+    Row(
+        ("pleural thickening", "apical pleural thickening", "calcified pleural thickening"),
+        KIND,
         "Pleural Other",
+        "the labeler's first phrase for it",
     ),
-    **dict.fromkeys(
+    Row(
+        ("pleural plaques", "calcified pleural plaques"),
+        KIND,
+        "Pleural Other",
+        "a plaque is a circumscribed pleural thickening (NIOSH B Reader syllabus)",
+    ),
+    Row(
         (
             "fracture",
             "rib fracture",
@@ -55,9 +100,11 @@ IMPLIES = {
             "clavicle fracture",
             "humeral fracture",
         ),
+        KIND,
         "Fracture",
+        "the same word",
     ),
-    **dict.fromkeys(
+    Row(
         (
             *("NSG tube", "endotracheal tube", "tracheostomy tube", "chest drain tube", "gastrostomy tube", "catheter"),
             *("central venous catheter", "central venous catheter via jugular vein", "pacemaker"),
@@ -66,10 +113,28 @@ IMPLIES = {
             *("electrical device", "artificial heart valve", "artificial mitral heart valve"),
             "artificial aortic heart valve",
         ),
+        KIND,
         "Support Devices",
+        "the labeler: tube, catheter, pacemaker, device, valve",
     ),
-}
-"""Own label -> CheXpert name that it is a kind of. `consolidation` is also Consolidation (below)."""
+    Row(("pleural mass", "empyema"), NONE, "", "none of the labeler's phrases for Pleural Other (8 images)"),
+    Row(
+        ("mass",),
+        NONE,
+        "",
+        "not said of what: the set has pulmonary, mediastinal, pleural, breast and soft tissue masses",
+    ),
+    Row(
+        ("fissure thickening", "minor fissure thickening", "major fissure thickening"),
+        NONE,
+        "",
+        "may be fluid or pleura",
+    ),
+    Row(("costophrenic angle blunting",), NONE, "", "may be an effusion or a thickening"),
+    Row(("pseudonodule", "nipple shadow", "calcified granuloma"), NONE, "", "the labeler leaves out calcified nodules"),
+    Row(("heart insufficiency",), NONE, "", "a diagnosis; whether there is edema is not said"),
+)
+"""The list of an image names what was found, so nothing is ever absent."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -88,9 +153,11 @@ CONFIG = PadchestConfig(name="default")
 def plan(config: PadchestConfig) -> Plan:
     """One work item per row. Raises: ValueError for a table or column that is not there."""
     root = common.root_of(config, WHAT)
+    if config.labels != "own":
+        raise ValueError(f"labels={config.labels!r}: the rules read English, the reports of PadChest are Spanish.")
     if config.labels_by not in METHODS:
         raise ValueError(f"labels_by={config.labels_by!r}; choices: {', '.join(METHODS)}.")
-    table = Table(find_file(root, ("PADCHEST_chest_x_ray_images_labels_*.csv*",), "label table"), COLUMNS)
+    table = Table(find_file(root, ("PADCHEST_chest_x_ray_images_labels_*.csv*",), "label table"), COLUMNS, PERSON)
     files = index_files(root, (".png",))
     items, rejections = [], []
     for number, row in table:
@@ -102,7 +169,6 @@ def plan(config: PadchestConfig) -> Plan:
             continue
         path = files.get(name) or f"{row['ImageDir'].strip()}/{name}"
         text = "" if sections.is_missing(row["Report"]) else " ".join(row["Report"].split())
-        labels = translate(own, {}, IMPLIES) | translate(own, {}, {"consolidation": "Consolidation"})
         items.append(
             {
                 "row": number,
@@ -113,7 +179,9 @@ def plan(config: PadchestConfig) -> Plan:
                 "patient_id": row["PatientID"].strip(),
                 "split": "",
                 "view": common.view_name(row["Projection"]),
-                "labels": labels,
+                "age": age_of(row.get("PatientBirth", ""), row.get("StudyDate_DICOM", "")),
+                "sex": demographics.parse_sex(row.get("PatientSex_DICOM")),
+                "labels": translate(own, LABELS),
                 "own_labels": own,
                 "findings": text,
                 "report": text,
@@ -145,6 +213,14 @@ def own_labels(cell: str) -> list[str]:
         return [name for name in dict.fromkeys(str(name).strip() for name in names) if name]
     except (ValueError, SyntaxError, TypeError):
         raise Rejection("bad_label") from None
+
+
+def age_of(birth: str, study: str) -> int:
+    """Year of birth and date of study -> age in years, at most one too many; -1 when one of them is missing."""
+    try:
+        return demographics.capped(int(study[:4]) - int(float(birth)))
+    except (ValueError, OverflowError):
+        return demographics.UNKNOWN_AGE
 
 
 def make_examples(item: dict[str, Any], config: PadchestConfig) -> list[staging.Example]:

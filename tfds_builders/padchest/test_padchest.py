@@ -28,6 +28,9 @@ def test_every_row(tmp_path):
     assert [made.examples[name]["view"] for name in ("1_a", "1_b", "7_a")] == ["PA", "LATERAL", ""]
     both = labels.label_states(made.examples["7_a"]["labels"])
     assert both == {"Fracture": 1, "Lung Opacity": 1, "Consolidation": 1}
+    people = [(made.examples[name]["age"], made.examples[name]["sex"]) for name in ("1_a", "1_b", "7_a")]
+    assert people == [(90, "M"), (86, "F"), (56, "F")]
+    assert padchest.age_of("None", "20110412") == padchest.age_of("1950", "") == -1
     pixels = cv2.imdecode(np.frombuffer(tube["image"], np.uint8), -1)
     assert (pixels.dtype, int(pixels.max())) == (np.uint8, 255)  # a 12-bit picture spread from its own range
     made = make(padchest, root=str(tmp_path), size=32, labels_by="physician", only_frontal=True, keep_excluded=True)
@@ -57,4 +60,4 @@ def test_real_table():
     assert (counts["PA"], counts["L"], counts["AP_horizontal"], counts["AP"]) == (91_728, 49_579, 14_346, 4_559)
     assert (len(patients), len(studies)) == (67_625, 109_931)
     assert (len(names), len(physician)) == (193, 193)
-    assert set(padchest.IMPLIES) <= names
+    assert {name for row in padchest.LABELS for name in row.own} <= names

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medvlp_jax.data import film_records, splits, staging
+from medvlp_jax.data.label_translations import MAYBE, SAME, Row, translate
 from medvlp_jax.data.labels import ABSENT, PRESENT
 from medvlp_jax.data.staging import Plan, Rejection
 from medvlp_jax.data.tables import Table, find_file, find_optional, index_files, read_text
@@ -21,6 +22,17 @@ from tfds_builders.chestxray14.chestxray14 import patient_id
 
 WHAT = "a folder with stage_2_train_labels.csv, stage_2_detailed_class_info.csv and stage_2_train_images/"
 NORMAL, ABNORMAL, OPACITY = "Normal", "No Lung Opacity / Not Normal", "Lung Opacity"
+LABELS = (
+    Row((NORMAL,), SAME, "No Finding", "the class says so; both other classes say that there is something"),
+    Row((OPACITY,), SAME, "Pneumonia", "opacity suspected to be pneumonia: the target of the challenge"),
+    Row((OPACITY,), SAME, "Lung Opacity", "an opacity is boxed; Normal has none"),
+    Row(
+        (ABNORMAL,),
+        MAYBE,
+        "Lung Opacity",
+        "opacities that are not pneumonia are in this class too (task description of the challenge)",
+    ),
+)
 BOX_FRAME = 1024.0
 MAPPING = "pneumonia-challenge-dataset-mappings_2018.json"
 
@@ -136,9 +148,13 @@ def read_mapping(path: Path) -> dict[str, str]:
 
 
 def states(target: int, kind: str) -> dict[str, int]:
-    """CheXpert states: the target says opacity suspected to be pneumonia; class Normal says no finding."""
-    found = {"Lung Opacity": PRESENT if target else ABSENT, "Pneumonia": PRESENT if target else ABSENT}
-    return found | ({"No Finding": PRESENT if kind == NORMAL else ABSENT} if kind else {})
+    """CheXpert states of an image; see `LABELS`. Without its class, a negative may be either of the two."""
+    own = {OPACITY: PRESENT if target else ABSENT}
+    if kind:
+        own |= {NORMAL: PRESENT if kind == NORMAL else ABSENT}
+    if kind == ABNORMAL or not (kind or target):
+        own |= {ABNORMAL: PRESENT}
+    return translate(own, LABELS)
 
 
 def make_examples(item: dict[str, Any], config: RsnaConfig) -> list[staging.Example]:

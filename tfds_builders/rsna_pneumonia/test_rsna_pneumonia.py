@@ -28,7 +28,10 @@ def test_every_image(root):
     assert len(two) == 2
     assert labels.label_states(made.examples[IDS[2]]["labels"]) == {"No Finding": 0, "Lung Opacity": 1, "Pneumonia": 1}
     other = labels.label_states(made.examples[IDS[1]]["labels"])
-    assert other == {"No Finding": 0, "Lung Opacity": 0, "Pneumonia": 0}
+    assert other == {"No Finding": 0, "Pneumonia": 0}  # opacities of other kinds are in this class
+    assert rsna_pneumonia.states(0, rsna_pneumonia.NORMAL) == {"No Finding": 1, "Lung Opacity": 0, "Pneumonia": 0}
+    assert rsna_pneumonia.states(0, "") == {"Pneumonia": 0}
+    assert rsna_pneumonia.states(1, "") == {"Lung Opacity": 1, "Pneumonia": 1}
     assert made.own(IDS[1])["No Lung Opacity / Not Normal"] == 1
     assert [made.examples[IDS[i]]["view"] for i in (0, 1)] == ["PA", "AP"]
     made = make(rsna_pneumonia, root=str(root), size=64, negatives="normal", fractions="1,0,0")

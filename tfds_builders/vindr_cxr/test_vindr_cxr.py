@@ -51,6 +51,16 @@ def test_boxes_of_two_findings_do_not_fuse():
     assert len(vindr_cxr.fuse(boxes, 1, 0.4)) == 3
 
 
+def test_what_other_findings_leave_open():
+    """A consolidation alone is no proof that there is no opacity, another lesion none that there is no lung lesion."""
+    own = dict.fromkeys(("Lung Opacity", "Nodule/Mass", "Consolidation", "Other lesion", "Pleural thickening"), 0)
+    said = {"Lung Opacity": 0, "Lung Lesion": 0, "Consolidation": 0}
+    assert vindr_cxr.translate(own, vindr_cxr.LABELS) == said
+    assert vindr_cxr.translate(own | {"Consolidation": 1}, vindr_cxr.LABELS) == {"Lung Lesion": 0, "Consolidation": 1}
+    assert "Lung Lesion" not in vindr_cxr.translate(own | {"Other lesion": 1}, vindr_cxr.LABELS)
+    assert vindr_cxr.translate(own | {"Nodule/Mass": 1}, vindr_cxr.LABELS) == {"Lung Lesion": 1, "Consolidation": 0}
+
+
 def test_real_table():
     """Counts of the competition's train.csv."""
     rejections = []

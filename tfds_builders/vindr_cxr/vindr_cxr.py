@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from medvlp_jax.data import film_records, splits, staging
-from medvlp_jax.data.labels import ABSENT, PRESENT, translate
+from medvlp_jax.data.label_translations import KIND, MAYBE, NONE, SAME, Row, names_of, same, translate
+from medvlp_jax.data.labels import ABSENT, PRESENT
 from medvlp_jax.data.staging import Plan, Rejection
 from medvlp_jax.data.tables import Table, find_file, find_optional, index_files
 from tfds_builders import common
@@ -25,26 +26,44 @@ WHAT = "the PhysioNet folder (train/, test/, annotations/) or the Kaggle one (tr
 NO_FINDING = "No finding"
 SPELLINGS = {"Other diseases": "Other disease"}
 """The label tables of train and test spell one label differently."""
-SAME = {
-    NO_FINDING: "No Finding",
-    "Cardiomegaly": "Cardiomegaly",
-    "Lung Opacity": "Lung Opacity",
-    "Nodule/Mass": "Lung Lesion",
-    "Edema": "Edema",
-    "Consolidation": "Consolidation",
-    "Pneumonia": "Pneumonia",
-    "Atelectasis": "Atelectasis",
-    "Pneumothorax": "Pneumothorax",
-    "Pleural effusion": "Pleural Effusion",
-}
-IMPLIES = {
-    "Pleural thickening": "Pleural Other",
-    "Infiltration": "Lung Opacity",
-    "Lung tumor": "Lung Lesion",
-    "Rib fracture": "Fracture",
-    "Clavicle fracture": "Fracture",
-}
-BOX_NAMES = {**SAME, **IMPLIES, "Infiltration": "Infiltration"}
+LABELS = (
+    Row(
+        (NO_FINDING,), SAME, "No Finding", "no reader saw any of the listed findings (in the Kaggle form, of fourteen)"
+    ),
+    *same(("Cardiomegaly", "Edema", "Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural effusion")),
+    Row(("Lung Opacity",), SAME, "Lung Opacity", "the data paper calls it a blanket tag for opacities in lung fields"),
+    Row(("Infiltration",), KIND, "Lung Opacity", "the labeler reads infiltration as Lung Opacity"),
+    Row(
+        ("Consolidation", "ILD", "Pulmonary fibrosis", "Nodule/Mass", "Calcification", "Lung cavity", "Lung tumor"),
+        MAYBE,
+        "Lung Opacity",
+        "the blanket tag covers them, but readers who name them need not set it",
+    ),
+    Row(
+        ("Atelectasis", "Edema", "Pneumonia", "Tuberculosis"),
+        MAYBE,
+        "Lung Opacity",
+        "they show as opacities, which readers need not tag again",
+    ),
+    Row(("Nodule/Mass",), SAME, "Lung Lesion", "any space-occupying lesion, one or more (data paper)"),
+    Row(("Lung tumor",), KIND, "Lung Lesion", "the labeler reads tumor as Lung Lesion"),
+    Row(
+        ("Other lesion", "Lung cavity", "Lung cyst"),
+        MAYBE,
+        "Lung Lesion",
+        "lesions, of which the labeler reads some (a cavitary lesion) as Lung Lesion",
+    ),
+    Row(("Pleural thickening",), KIND, "Pleural Other", "the labeler's first phrase for it"),
+    Row(("Rib fracture", "Clavicle fracture"), KIND, "Fracture", "a fracture"),
+    Row(("Pulmonary fibrosis",), NONE, "", "of the lung (data paper); the labeler puts fibrosis under Pleural Other"),
+    Row(
+        ("Aortic enlargement", "Enlarged PA", "Mediastinal shift"),
+        NONE,
+        "",
+        "not a statement that the mediastinum is wide",
+    ),
+)
+BOX_NAMES = {**names_of(LABELS), "Infiltration": "Infiltration"}
 
 
 @dataclasses.dataclass(eq=False)
@@ -112,7 +131,7 @@ def _item(
         "patient_id": image,
         "split": split,
         "view": "FRONTAL",
-        "labels": translate(own, SAME, IMPLIES),
+        "labels": translate(own, LABELS),
         "own_labels": own,
         "pixel_boxes": [
             {"box": box, "finding": BOX_NAMES.get(name, name)}

@@ -1,0 +1,87 @@
+"""Not a paper: IMITATE's hierarchy with LoVT's local terms, over a text tower that learns.
+
+Channels of all stages meet the findings, the pooled last stage the impression, regions the sentences of the findings.
+
+Full recipe:  python -m medvlp_jax.main --config configs/hierarchical_local.py --workdir runs/composed
+              MIMIC-CXR, ResNet-50 at 224 px from ImageNet weights, Bio_ClinicalBERT, upper half trained.
+Without data: python -m medvlp_jax.main --config configs/hierarchical_local.py:demo --workdir runs/composed
+              phantoms, a narrow ResNet at 96 px and a small BERT, two CPU cores.
+
+Each term can be left out (--config.loss.terms.local.weight=0); other terms and what they need: docs/methods.md.
+Arguments (comma separated behind the colon): `demo`, `small`, `data=NAME` as in configs/imitate.py. There is no
+`preset=released`: nobody released this.
+"""
+
+from configs import common
+
+EMBEDDINGS = "text_tower/(word|position|token_type|norm)/.*=0"
+
+
+def get_config(arg=None):
+    """The locked config of one run."""
+    return common.of_method("composed", arg, model, recipe, small=small)
+
+
+def model(config):
+    """The terms, and a head for everything that they compare."""
+    config.model = dict(
+        features=512,
+        head=dict(image_hidden=2048, text_hidden=1024, use_bias=True, init="torch", norm=True),
+        read=dict(
+            keep=(0.25, 0.15, 0.10, 0.10),
+            grid=16,
+            tokens=512,
+            heads=4,
+            hidden=256,
+            draws=1,
+            replace=True,
+            mask_padding=True,
+            eval_draws=4,
+            eval_seed=0,
+        ),
+    )
+    common.resnet50(config)
+    common.trained_text(config)
+    config.text.sections = ("findings", "impression")
+    config.text.units = "sentences"
+    config.text.max_sentences = 32
+    config.text.pooling = "mean"
+    pairs = dict(kind="pairs", weight=1.0, temperature=0.1, image_to_text=0.5, text_to_image=0.5, duplicates="mask")
+    config.loss = dict(
+        terms=dict(
+            read=dict(**pairs, image="levels", text="findings"),
+            diagnosis=dict(**pairs, image="pooled", text="impression"),
+            local=dict(
+                kind="sentences",
+                weight=0.375,  # of each of its four parts
+                text="findings",
+                temperature=0.3,
+                threshold=0.5,
+                beta=1.0,
+                smoothing="exponential",
+            ),
+        ),
+        group_size=0,
+    )
+
+
+def recipe(config):
+    """Optimiser, schedule and augmentation."""
+    config.epochs = 50
+    config.batch_size = 256
+    config.image.views = 1
+    config.image.augment = "decode|views({views}, size={size}, crop_from=256, rotate=15, contrast=0.2)"
+    config.image.evaluate = "decode|center({size}, crop_from=256)"
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.warmup_steps = 500
+    config.optimizer.clip_norm = 1.0
+    config.optimizer.rates = (EMBEDDINGS, "text_tower/layer_[0-5]/.*=0")
+
+
+def small(config):
+    """The small sizes that methods share (`common.small`), and those of the read branch and the heads."""
+    common.small_text(config)
+    config.text.max_sentences = 10
+    config.model.read.update(dict(keep=(0.5, 0.5, 0.5, 0.5), grid=6, tokens=96, hidden=128))
+    config.model.head.update(dict(image_hidden=128, text_hidden=256))
