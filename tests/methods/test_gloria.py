@@ -193,11 +193,12 @@ def test_regions_are_those_of_the_level_and_scores_take_the_best_word(seen):
     np.testing.assert_allclose(image.local, np.reshape(image.regions["report"], (4, 4, 16)))
     words = read(tokens()).local
     assert words.mask_BxW.sum(axis=1).tolist() == [0, 7, 3, 2]
-    got = METHOD.scores(image.local, words, config)
-    expected = word_region_scores(image.local, *words, pool="max", sweep=Sweep())
+    got = jax.jit(lambda: METHOD.scores(image.local, words, config))()
+    expected = jax.jit(lambda: word_region_scores(image.local, *words, pool="max", sweep=Sweep()))()
     np.testing.assert_allclose(got, expected, atol=1e-5)
     assert np.all(np.asarray(got)[:, 0] == 0)  # a text without words
-    other = METHOD.scores(image.local, words, get("demo", **{"model.local.pool": "logsumexp"}))
+    by_all_words = get("demo", **{"model.local.pool": "logsumexp"})
+    other = jax.jit(lambda: METHOD.scores(image.local, words, by_all_words))()
     assert np.all(np.asarray(other)[:, 1] > np.asarray(got)[:, 1])
 
 
