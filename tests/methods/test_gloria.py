@@ -62,43 +62,38 @@ def loss_of(embeddings, batch=None, argument="", **fields):
 
 def test_released_loss_of_plain_arrays_when_nothing_is_learnt():
     # The same image and text 48 times: 2 ln 48 for each of the two losses.
-    ones = Embeddings(
-        *(np.ones((48, *shape), np.float32) for shape in ((1, 4), (4,), (1, 9, 4), (3, 4))), np.ones((48, 3), bool)
-    )
-    batch = batch_of(48, section="impression", hashes=np.zeros(48))
-    value, terms = loss_of(ones, batch, "preset=released")
+    ones = lambda *shape: np.ones((48, *shape), np.float32)  # noqa: E731
+    same = Embeddings(ones(1, 4), ones(4), ones(1, 9, 4), ones(3, 4), np.ones((48, 3), bool))
+    value, terms = loss_of(same, batch_of(48, section="impression", hashes=np.zeros(48)), "preset=released")
     assert float(value) == pytest.approx(15.4848, abs=1e-4)
     assert float(terms["local"]) == pytest.approx(float(terms["pairs"]), rel=1e-6)
-    # For the default copies of a text are no negatives: nothing is left to tell apart.
-    assert float(loss_of(ones, batch_of(48, hashes=np.zeros(48)))[0]) == pytest.approx(0.0, abs=1e-5)
 
 
 def test_loss_is_both_terms_and_scales_of_texts_do_not_matter():
-    e = embeddings_of(8)
-    value, terms = loss_of(e, local_weight=0.5, global_weight=2.0)
-    local = word_region_loss(e.region_BxVxRxD[:, 0], e.word_BxWxD, e.mask_BxW, sweep=Sweep())
-    pairs = contrastive(e.image_BxVxD[:, 0], e.text_BxD, temperature=0.1)
+    e, fields = embeddings_of(8), {"local_weight": 0.5, "global_weight": 2.0}
+    value, terms = loss_of(e, **fields)
+    local = jax.jit(word_region_loss)(e.region_BxVxRxD[:, 0], e.word_BxWxD, e.mask_BxW)
+    pairs = jax.jit(contrastive, static_argnames="temperature")(e.image_BxVxD[:, 0], e.text_BxD, temperature=0.1)
     np.testing.assert_allclose([terms["local"], terms["pairs"]], [local, pairs], rtol=1e-5)
     assert float(value) == pytest.approx(0.5 * float(local) + 2 * float(pairs), rel=1e-5)
-    scaled = loss_of(e.replace(text_BxD=7 * e.text_BxD), local_weight=0.5, global_weight=2.0)[1]
+    scaled = loss_of(e.replace(text_BxD=7 * e.text_BxD), **fields)[1]
     np.testing.assert_allclose(scaled["pairs"], terms["pairs"], rtol=1e-5)
 
 
 def test_padding_and_texts_without_words_take_no_part():
-    e = embeddings_of(8)
+    e, has, real = embeddings_of(8), np.arange(8) != 5, np.arange(8) < 7
     mask = e.mask_BxW.copy()
     mask[2] = False  # a text without a word: in the global term alone
     e = e.replace(mask_BxW=mask)
-    has = np.arange(8) != 5
-    value, terms = loss_of(e, batch_of(8, has))
-    expected = {}
-    for term, kept in (("local", has & mask.any(axis=1)), ("pairs", has)):
-        expected[term] = loss_of(jax.tree.map(lambda x, kept=kept: x[kept], e))[1][term]
-    np.testing.assert_allclose([terms["local"], terms["pairs"]], [expected["local"], expected["pairs"]], rtol=1e-5)
-    spoilt = jax.tree.map(lambda x: np.concatenate([x, 0 * x[:2]]), e)
-    batch = {name: np.concatenate([x, x[:2]]) for name, x in batch_of(8, has).items()} | {"_mask": np.arange(10) < 8}
-    assert float(loss_of(spoilt, batch)[0]) == pytest.approx(float(value), rel=1e-5)
-    nothing = loss_of(e.replace(mask_BxW=0 * mask > 0), batch_of(8, np.zeros(8, bool)))
+    batch = {**batch_of(8, has), "_mask": real}
+    terms = loss_of(e, batch)[1]
+    for term, rows in (("local", [2, 5, 7]), ("pairs", [5, 7])):
+        spoilt = jax.tree.map(
+            lambda x, rows=rows: np.where(np.isin(np.arange(8), rows).reshape(-1, *[1] * (x.ndim - 1)), 0 * x, x), e
+        )
+        assert float(loss_of(spoilt, batch)[1][term]) == pytest.approx(float(terms[term]), rel=1e-6)
+    assert float(loss_of(e, {**batch, "_mask": np.ones(8, bool)})[0]) != pytest.approx(sum(map(float, terms.values())))
+    nothing = loss_of(e.replace(mask_BxW=0 * mask > 0), {**batch, "has_report": np.zeros(8, bool)})
     assert float(nothing[0]) == 0.0
 
 
@@ -106,11 +101,11 @@ def test_groups_are_separate_batches_and_copies_no_negatives():
     e = embeddings_of(8)
     halves = [float(loss_of(jax.tree.map(lambda x, r=rows: x[r], e))[0]) for rows in (slice(4), slice(4, 8))]
     assert float(loss_of(e, group_size=4)[0]) == pytest.approx(np.mean(halves), rel=1e-5)
-    copies = batch_of(8, hashes=[0, 1, 2, 3, 4, 5, 6, 0])
-    values = {rule: loss_of(e, copies, duplicates=rule)[1] for rule in ("mask", "negative", "positive")}
+    copies = {**batch_of(8, hashes=[0, 1, 2, 3, 4, 5, 6, 0]), "_mask": np.ones(8, bool)}
+    values = [loss_of(e, copies, **rule)[1] for rule in ({}, {"duplicates": "negative"}, {"duplicates": "positive"})]
     for term in ("local", "pairs"):
-        assert float(values["mask"][term]) < float(values["negative"][term])
-        assert len({round(float(terms[term]), 4) for terms in values.values()}) == 3
+        assert float(values[0][term]) < float(values[1][term])
+        assert len({round(float(terms[term]), 4) for terms in values}) == 3
 
 
 # ---- towers -----------------------------------------------------------------------------
@@ -147,10 +142,19 @@ def made(argument="demo", **fields):
     return config, model, values(shapes)
 
 
-def test_words_are_sums_of_pieces_and_of_layers():
-    _, model, variables = made()
+@pytest.fixture(scope="module")
+def seen():
+    """The fixed preset on four examples: its config, parameters, images and a function that reads texts."""
+    config, model, variables = made()
+    image = jax.jit(lambda v, x: model.apply(v, x, method="embed_image"))(variables, tokens()["image"])
+    read = jax.jit(lambda b: model.apply(variables, b, method="embed_text"))
+    return config, variables, image, read
+
+
+def test_words_are_sums_of_pieces_and_of_layers(seen):
+    _, variables, _, read = seen
     batch = tokens()
-    text = jax.jit(lambda v, b: model.apply(v, b, method="embed_text"))(variables, batch)
+    text = read(batch)
     tower = {"params": variables["params"]["text_tower"]}
     hidden = jax.jit(Bert(BERT).apply)(tower, batch["report_ids"], batch["report_mask"]).hidden
     piece = np.asarray(hidden[1] + hidden[2])
@@ -166,35 +170,29 @@ def test_words_are_sums_of_pieces_and_of_layers():
         assert np.all(np.asarray(text.local.word_BxWxD[row, segment.max() + 1 :]) == 0)
     # What is behind the end of a text changes nothing.
     other = {**batch, "report_ids": np.where(batch["report_mask"], batch["report_ids"], 7)}
-    other["report_segment"] = np.where(batch["report_mask"], batch["report_segment"], 3)
-    again = jax.jit(lambda v, b: model.apply(v, b, method="embed_text"))(variables, other)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), text, again)
+    other["report_segment"] = np.where(batch["report_mask"], batch["report_segment"], 3).astype(np.int32)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), text, read(other))
 
 
-def test_words_and_means_of_both_presets():
-    batch, found = tokens(), {}
-    for preset in ("fixed", "released"):
-        _, model, variables = made(f"demo,preset={preset}", **{"text.sections": ("report",)})
-        found[preset] = jax.jit(lambda v, model=model: model.apply(v, batch, train=False))(variables)
-    # [CLS] is compared as released, [SEP] never; the other mean has another length and the same direction.
-    assert found["released"].mask_BxW.sum(axis=1).tolist() == [1, 8, 4, 3]
-    assert found["fixed"].mask_BxW.sum(axis=1).tolist() == [0, 7, 3, 2]
-    assert np.all(np.asarray(found["released"].mask_BxW[:, 0]))
-    released, fixed = (np.asarray(found[preset].text_BxD) for preset in ("released", "fixed"))
-    np.testing.assert_allclose(
-        released * LENGTH, fixed * batch["report_mask"].sum(axis=1)[:, None], rtol=1e-4, atol=1e-4
-    )
-
-
-def test_regions_are_those_of_the_level_and_scores_take_the_best_word():
-    config, model, variables = made()
+def test_words_of_training_and_means_as_released(seen):
     batch = tokens()
-    image = jax.jit(lambda v, x: model.apply(v, x, method="embed_image"))(variables, batch["image"])
+    _, model, variables = made("demo,preset=released", **{"text.sections": ("report",)})
+    released = jax.jit(lambda v: model.apply(v, batch, train=False))(variables)
+    # [CLS] is compared, [SEP] is not; the mean has another length and the same direction.
+    assert released.mask_BxW.sum(axis=1).tolist() == [1, 8, 4, 3]
+    assert np.all(np.asarray(released.mask_BxW[:, 0]))
+    fixed = np.asarray(seen[-1](batch).aligned["report"]) * batch["report_mask"].sum(axis=1)[:, None]
+    np.testing.assert_allclose(np.asarray(released.text_BxD) * LENGTH, fixed, rtol=1e-4, atol=1e-4)
+
+
+def test_regions_are_those_of_the_level_and_scores_take_the_best_word(seen):
+    config, variables, image, read = seen
     assert image.levels["stage3"].shape[1:3] == image.regions["report"].shape[2:4] == (2, 2)
     kernel = variables["params"]["region_head"]["linear2"]["kernel"]
     np.testing.assert_allclose(image.regions["report"][:, 0], image.levels["stage3"] @ kernel, atol=1e-4)
     np.testing.assert_allclose(image.local, np.reshape(image.regions["report"], (4, 4, 16)))
-    words = jax.jit(lambda v, b: model.apply(v, b, method="embed_text"))(variables, batch).local
+    words = read(tokens()).local
+    assert words.mask_BxW.sum(axis=1).tolist() == [0, 7, 3, 2]
     got = METHOD.scores(image.local, words, config)
     expected = word_region_scores(image.local, *words, pool="max", sweep=Sweep())
     np.testing.assert_allclose(got, expected, atol=1e-5)

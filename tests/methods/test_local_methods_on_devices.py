@@ -46,7 +46,7 @@ for name, e in cases.items():
             mesh = sharding.make_mesh(devices, 1, jax.devices()[:devices])
             sweep = Sweep(mesh=mesh) if devices > 1 else Sweep()
             method, place = methods.get(name), sharding.batch_sharding(mesh)
-            floats, rest = {k: v for k, v in vars(e).items() if getattr(v, 'dtype', None) == np.float32}, vars(e)
+            floats, rest = {k: v for k, v in vars(e).items() if getattr(v, "dtype", 0) == np.float32}, vars(e)
             loss = lambda floats, batch: method.loss(e.replace(**floats), batch, config, 1, sweep)[0]
             found = jax.jit(jax.value_and_grad(loss))(*jax.device_put((floats, batch), place))
             values.append(jax.device_get(found))
