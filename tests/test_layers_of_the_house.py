@@ -68,7 +68,8 @@ HEAVY = {
     "clu": ("metrics.py",),
     "tensorboardX": ("metrics.py",),
     "matplotlib": ("report/charts.py",),
-    "tensorflow_datasets": ("prepare.py", "data/records.py"),
+    "tensorflow_datasets": ("prepare.py", "data/records.py", "data/shuffling.py"),
+    "apache_beam": ("data/beam_chunks.py",),
 }
 
 
