@@ -75,8 +75,9 @@ HEAVY = {
     "torchvision": (),
     "clu": ("metrics.py",),
     "tensorboardX": ("metrics.py",),
-    "matplotlib": ("report/charts.py", "compare/picture.py"),
+    "matplotlib": ("report/charts.py",),
     "tensorflow_datasets": ("prepare.py", "data/records.py", "data/shuffling.py"),
+    "apache_beam": ("data/beam_chunks.py",),
 }
 
 
