@@ -22,7 +22,7 @@ from medvlp_jax.metrics import read_metrics
 STOPPED = 75  # what training ends with when a signal stopped it and its checkpoint is saved
 CALIBRATION_STEPS = 40
 _SHOWN = ("step", "resume", "compile", "text", "trained", "stopped")  # first words of lines of a run that are shown
-_KEPT = 60  # lines of stderr that a reason is looked for in
+_KEPT = 1000  # lines of stderr that a reason is looked for in: an error may list every field of a config
 
 
 class Outcome(NamedTuple):
