@@ -154,7 +154,7 @@ class Processes:
     def _read(self, lines, kept, label: str) -> None:
         for line in lines:
             kept.append(line)
-            if line.split(maxsplit=1)[:1] and line.split(maxsplit=1)[0] in _SHOWN:
+            if line[:1].isalpha() and line.split(maxsplit=1)[0] in _SHOWN:
                 self._say(f"          [{label}] {line.rstrip()}")
 
     def _pass_on(self, number, _frame) -> None:
