@@ -16,7 +16,7 @@ _INK, _QUIET, _LINE = "#1b1f24", "#57606a", "#d5d9de"
 def points(content: Mapping[str, Any], score: str, cost: str) -> list[tuple[str, float, float, tuple[float, float]]]:
     """(method, cost, mean, how far the interval reaches below and above) where both are known.
 
-    Args: content: of `table.json`. cost: `minutes` of training, or `tflops` of it.
+    Args: content: of `table.json`. cost: `minutes` of training, or `flops` of it.
     """
     found = []
     for name, method in content["methods"].items():
@@ -24,7 +24,7 @@ def points(content: Mapping[str, Any], score: str, cost: str) -> list[tuple[str,
         if cost == "minutes":
             x = sum(seconds) / len(seconds) / 60 if seconds else None
         else:
-            x = method["training_flops"] / 1e12 if method["training_flops"] else None
+            x = method["training_flops"]
         if x and row and row["mean"] is not None:
             low, high = row["interval"] or (row["mean"], row["mean"])
             found.append((name, x, row["mean"], (row["mean"] - low, high - row["mean"])))
@@ -39,6 +39,7 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     style = {
         "font.size": 10.5,
@@ -57,7 +58,7 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
         for i, name in enumerate(content["methods"])
     }
     shown = scored(content["methods"], MAIN) or MAIN[:1]
-    costs = {"minutes": "training time, minutes", "tflops": "training, TFLOPs"}
+    costs = {"minutes": "training time, minutes", "flops": "FLOPs of training"}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(9.6, 1.6 + 2.9 * len(shown)), layout="constrained", facecolor="white")
         grid = figure.subplots(len(shown), len(costs), squeeze=False, sharey="row", sharex="col")
@@ -81,6 +82,9 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
                     axes.set_xscale("log")
                 elif found:
                     axes.set_xlim(0, 1.12 * max(costs_found))
+                    axes.xaxis.set_major_locator(MaxNLocator(5))
+                if cost == "flops":
+                    axes.xaxis.set_major_formatter(EngFormatter())
             axes_row[0].set_ylabel(HEADLINES[score])
         for axes, words in zip(grid[-1], costs.values(), strict=True):
             axes.set_xlabel(words)

@@ -22,7 +22,7 @@ from medvlp_jax.metrics import read_metrics
 STOPPED = 75  # what training ends with when a signal stopped it and its checkpoint is saved
 CALIBRATION_STEPS = 40
 _SHOWN = ("step", "resume", "compile", "text", "trained", "stopped")  # first words of lines of a run that are shown
-_KEPT = 60  # lines of stderr that a reason is looked for in
+_KEPT = 1000  # lines of stderr that a reason is looked for in: an error may list every field of a config
 
 
 class Outcome(NamedTuple):
@@ -154,7 +154,7 @@ class Processes:
     def _read(self, lines, kept, label: str) -> None:
         for line in lines:
             kept.append(line)
-            if line.split(maxsplit=1)[:1] and line.split(maxsplit=1)[0] in _SHOWN:
+            if line[:1].isalpha() and line.split(maxsplit=1)[0] in _SHOWN:
                 self._say(f"          [{label}] {line.rstrip()}")
 
     def _pass_on(self, number, _frame) -> None:

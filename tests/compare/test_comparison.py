@@ -342,7 +342,7 @@ def test_bad_input_is_refused_before_anything_is_trained(made_up, tmp_path, caps
     refused(
         "data.name: imitate-small has 'vindr_cxr', clip has 'cxr_phantom'",
         configs="imitate:small,data=vindr_cxr",
-        budget="1.1s",
+        budget="30s",
     )
     with runs.alone(tmp_path / "c"):
         refused("is in use", budget="30s")
