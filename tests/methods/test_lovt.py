@@ -10,7 +10,6 @@ from configs import lovt as lovt_config
 from medvlp_jax import build, methods
 from medvlp_jax import step as steps
 from medvlp_jax.encoders.bert import BertConfig
-from medvlp_jax.losses.schedules import Sweep
 from medvlp_jax.losses.sentence_region import spatial_targets
 from medvlp_jax.methods.lovt import Embeddings
 from tests.losses import slopes
@@ -63,13 +62,13 @@ def batch_of(size, has=None, hashes=None):
 
 
 @functools.cache
-def program(sweep, **loss):
+def program(**loss):
     cfg = config(**loss)
-    return jax.jit(lambda e, b: methods.get("lovt").loss(e, b, cfg, 0, sweep))
+    return jax.jit(lambda e, b: methods.get("lovt").loss(e, b, cfg, 0))
 
 
-def loss_of(embeddings, batch, sweep=None, **loss):
-    total, terms = program(sweep, **loss)(embeddings, batch)
+def loss_of(embeddings, batch, **loss):
+    total, terms = program(**loss)(embeddings, batch)
     return float(total), {name: float(x) for name, x in terms.items()}
 
 
@@ -145,26 +144,24 @@ def test_loss_and_gradients_equal_float64(argument):
     slopes.assert_equal(ours, theirs, *(getattr(e, n) for n in names if n not in weights), rtol=1e-5, slope_rtol=1e-3)
 
 
-def test_views_groups_schedules_and_padding():
+def test_views_groups_and_padding():
     e, batch = embeddings_of(8, 4, [4, 1, 2, 3, 4, 2, 3, 1], views=2), batch_of(8)
-    total, terms = loss_of(e, batch)
-    views = [
-        loss_of(
-            e.replace(**{n: getattr(e, n)[:, v, None] for n in Embeddings.__dataclass_fields__ if "xV" in n}), batch
-        )[1]
-        for v in range(2)
-    ]
+    of_view = lambda v: e.replace(  # noqa: E731
+        **{name: getattr(e, name)[:, v, None] for name in Embeddings.__dataclass_fields__ if "xV" in name}
+    )
+    terms, views = loss_of(e, batch)[1], [loss_of(of_view(v), batch)[1] for v in range(2)]
     halves = [loss_of(*jax.tree.map(lambda x, r=rows: x[r], (e, batch)))[1] for rows in (slice(4), slice(4, 8))]
     grouped = loss_of(e, batch, group_size=4)[1]
     assert set(terms) == {"pairs", *PARTS}
     for name in terms:
         assert terms[name] == pytest.approx((views[0][name] + views[1][name]) / 2, rel=1e-5)
         assert grouped[name] == pytest.approx((halves[0][name] + halves[1][name]) / 2, rel=1e-5)
-    assert total == pytest.approx(terms["pairs"] + 0.375 * sum(terms[name] for name in PARTS), rel=1e-6)
-    assert loss_of(e, batch, sweep=Sweep("chunked", 3))[0] == pytest.approx(total, rel=1e-5)
-    padded = jax.tree.map(lambda x: np.concatenate([x, np.ones_like(x[:3])]), e)
-    padded_batch = {name: np.concatenate([x, x[:3]]) for name, x in batch.items()} | {"_mask": np.arange(11) < 8}
-    assert loss_of(padded, padded_batch)[0] == pytest.approx(total, rel=1e-5)
+    # Padded examples: what stands there changes nothing.
+    masked = {**batch, "_mask": np.arange(8) < 6}
+    total = loss_of(e, masked)[0]
+    spoilt = jax.tree.map(lambda x: np.concatenate([x[:6], np.ones_like(x[6:])]), e)
+    assert loss_of(spoilt, masked)[0] == pytest.approx(total, rel=1e-5)
+    assert loss_of(e, batch)[0] != pytest.approx(total, rel=1e-3)
     with pytest.raises(ValueError, match="group_size=5 does not divide the batch of 8"):
         loss_of(e, batch, group_size=5)
     with pytest.raises(ValueError, match=r"smoothing 'blurred'\. Choose one of exponential, uniform, none"):
@@ -224,27 +221,32 @@ def made(cfg, batch):
     return model, values(jax.eval_shape(lambda: steps.init_variables(model, batch, 0)))
 
 
-@pytest.mark.parametrize("preset", ["fixed", "released"])
-def test_padded_sentences_change_nothing_in_fixed(preset):
+def test_padded_sentences_change_nothing_in_fixed():
     batch = tokens([3, 1, 2, 4])
-    model, variables = made(small(f"demo,preset={preset}"), batch)
-    wide = methods.get("lovt").build(small(f"demo,preset={preset}", max_sentences=7), BERT)
+    model, variables = made(small(), batch)
+    wide = methods.get("lovt").build(small(max_sentences=7), BERT)
     (one, one_stats), (other, other_stats) = (
         jax.jit(lambda v, b, m=m: m.apply(v, b, train=True, mutable=["batch_stats"]))(variables, batch)
         for m in (model, wide)
     )
-    shared = lambda x: x[:, :, :4] if x.ndim == 4 and x.shape[2] == 7 else x[:, :4] if x.shape[1] == 7 else x  # noqa: E731
-    gaps = {
-        name: float(np.abs(shared(np.asarray(getattr(other, name))) - np.asarray(getattr(one, name))).max())
-        for name in ("text_BxD", "sentence_BxMxD", "region_seen_BxVxRxD", "sentence_weight_BxM")
-    }
-    stats = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), one_stats, other_stats)
-    if preset == "fixed":
-        assert max(gaps.values()) < 1e-5
-        assert max(jax.tree.leaves(stats)) < 1e-5
-    else:  # the query shrinks, and zero vectors enter the statistics of sentences
-        assert min(gaps.values()) > 1e-5
-        assert max(jax.tree.leaves(stats["batch_stats"]["sentence_head"])) > 1e-3
+    same = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)  # noqa: E731
+    jax.tree.map(same, one_stats, other_stats)
+    same(one.text_BxD, other.text_BxD)
+    same(one.region_seen_BxVxRxD, other.region_seen_BxVxRxD)
+    same(one.sentence_seen_BxVxMxD[0, 0, :3], other.sentence_seen_BxVxMxD[0, 0, :3])
+    same(one.sentence_weight_BxM, other.sentence_weight_BxM[:, :4])
+
+
+def test_padded_sentences_shrink_the_query_in_released():
+    batch = tokens([3, 1, 2, 4])
+    model, variables = made(small("demo,preset=released"), batch)
+    wide = methods.get("lovt").build(small("demo,preset=released", max_sentences=7), BERT)
+    assert (model.model.pool.mean_over_padding, model.model.mask_statistics) == (True, False)
+    one, other = (
+        jax.jit(lambda v, b, m=m: m.apply(v, b, method="embed_text").aligned["report"])(variables, batch)
+        for m in (model, wide)
+    )
+    assert np.abs(np.asarray(one) - np.asarray(other)).max() > 1e-5
 
 
 def test_texts_without_sentences_stay_out():
