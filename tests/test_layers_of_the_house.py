@@ -75,7 +75,7 @@ HEAVY = {
     "torchvision": (),
     "clu": ("metrics.py",),
     "tensorboardX": ("metrics.py",),
-    "matplotlib": ("report/charts.py",),
+    "matplotlib": ("report/charts.py", "compare/picture.py"),
     "tensorflow_datasets": ("prepare.py", "data/records.py", "data/shuffling.py"),
     "apache_beam": ("data/beam_chunks.py",),
 }
