@@ -169,7 +169,7 @@ def _variables(tensors: Mapping[str, np.ndarray], config: Any, tower: text_tower
             continue
         wrap = (lambda tree: {"trunk": tree}) if like is trunk_shapes else (lambda tree: tree)
         merged["params"] |= wrap(params)
-        merged["batch_stats"] |= wrap(batch_stats)
+        merged["batch_stats"] |= wrap(batch_stats) if batch_stats else {}  # a ViT has none
     if problems:
         raise ValueError("\n".join(problems))
     if config.text.trained:
