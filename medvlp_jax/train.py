@@ -181,6 +181,8 @@ def _run(config: Any, workdir: Path, command: str, spent: Goodput) -> dict[str, 
         scores = {}
     else:
         say(f"trained   {number} steps in {clock(spent.clock())}; scoring the {config.data.test_split} split")
+        if cuts := parts.tower.tokenizer.cuts():
+            say(f"text      {cuts}")
         scores = score_run(scorer, state, untrained_scores(scorer, make_state), workdir, number)
         final = {f"{config.data.test_split}/{row['name']}": row["value"] for row in scores["scores"]}
         writer.scalars(number, {name: value for name, value in final.items() if value is not None})

@@ -156,6 +156,15 @@ class Tokenizer:
     def _continues_V(self) -> NDArray[np.bool_]:
         return np.asarray([piece.startswith("##") for piece in self.tokens(range(self.vocab_size))], np.bool_)
 
+    def cuts(self) -> str:
+        """What was cut since the start, in words, "" when nothing was. Texts count as often as they were encoded."""
+        if not self.truncated:
+            return ""
+        parts = [f"{self.truncated} of {self.encoded} texts were cut"]
+        left_out = {"beyond text.max_length": self.over_length, "beyond text.max_sentences": self.over_count}
+        parts += [f"{count} sentences {why} left out" for why, count in left_out.items() if count]
+        return "; ".join(parts)
+
     def length(self, text: str) -> int:
         """Ids of a text, special tokens included, before anything is cut."""
         return len(self._backend.encode(text).ids)

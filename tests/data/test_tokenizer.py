@@ -125,6 +125,18 @@ def test_sentences_that_do_not_fit_are_left_out_and_counted():
         tok.encode_sentences(["a"], 2)
 
 
+def test_what_was_cut_is_said():
+    tok = load("phantom")
+    tok.encode(["a b", "c"], 8)
+    assert tok.cuts() == ""
+    tok.encode(["a b c d e f g h"], 6)
+    tok.encode_sentences(["a b c d", "a", "b", "c d"], 7, 3)
+    assert tok.cuts() == (
+        "2 of 4 texts were cut; 1 sentences beyond text.max_length left out; 1 sentences beyond text.max_sentences "
+        "left out"
+    )
+
+
 def test_one_text_or_many_give_the_same_ids(phantom):
     texts = [TEXT, "", "clear", TEXT * 5, "4.5 cm"]
     ids, mask = phantom.encode(texts, 40)
