@@ -8,6 +8,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
 import pytest
+import tiny
 from absl import flags
 
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -34,7 +35,5 @@ def small_disk(tmp_path):
 @pytest.fixture(scope="module")
 def compile_cheaply():
     """Programs of a module that run once are compiled without most optimisations."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    with tiny.compiling_cheaply():
+        yield

@@ -121,6 +121,7 @@ def data(tmp_path_factory):
 
 # Four steps of eight cross the end of an epoch.
 SHORT = {"data.train_split": "train[:20]", "log_examples": True}
+UNSCORED = {"final_evaluators": "()"}
 IN_ORDER = {"steps out of order": 0, "repeated within an epoch": 0, "skipped within an epoch": 0}
 TWO_OF_FOUR = ["bash", "launch/local_multiprocess.sh", "2", "--devices", "4", "--logs"]
 
@@ -135,9 +136,9 @@ def one_device(data, tmp_path_factory):
 @pytest.mark.devices
 def test_resume_on_another_number_of_processes_and_devices(data, one_device, tmp_path):
     # Two steps in two processes of four devices with sharded parameters, the rest in one process on one device.
-    run, more = tmp_path / "run", {"total_steps": 2, "mesh.fsdp": 2, **SHORT}
+    run, more = tmp_path / "run", {"total_steps": 2, "mesh.fsdp": 2, **SHORT, **UNSCORED}
     tiny.run([*TWO_OF_FOUR, str(tmp_path / "logs"), "--", *tiny.command(data, run, **more)])
-    done = tiny.run(tiny.command(data, run, **SHORT))
+    done = tiny.run(tiny.command(data, run, **SHORT, **UNSCORED))
     assert "resume    step 2" in done.stdout
     got, expected = tiny.losses(run), tiny.losses(one_device)
     for step in (3, 4):
@@ -166,9 +167,9 @@ def test_resume_on_devices_that_do_not_divide_the_batch(data, one_device, tmp_pa
 @pytest.mark.devices
 def test_eight_devices_resume_bit_identically(data, tmp_path):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    tiny.run(tiny.command(data, whole), devices=8)
-    tiny.run(tiny.command(data, halves, total_steps=2), devices=8)
-    tiny.run(tiny.command(data, halves), devices=8)
+    tiny.run(tiny.command(data, whole, **UNSCORED), devices=8)
+    tiny.run(tiny.command(data, halves, total_steps=2, **UNSCORED), devices=8)
+    tiny.run(tiny.command(data, halves, **UNSCORED), devices=8)
     expected, got = tiny.parameters(whole, 4), tiny.parameters(halves, 4)
     for name, value in expected.items():
         np.testing.assert_array_equal(got[name], value, err_msg=name)
@@ -176,7 +177,9 @@ def test_eight_devices_resume_bit_identically(data, tmp_path):
 
 @pytest.mark.devices
 def test_two_processes_equal_one(data, one_device, tmp_path):
-    done = tiny.run([*TWO_OF_FOUR, str(tmp_path / "logs"), "--", *tiny.command(data, tmp_path / "run", **SHORT)])
+    done = tiny.run(
+        [*TWO_OF_FOUR, str(tmp_path / "logs"), "--", *tiny.command(data, tmp_path / "run", **SHORT, **UNSCORED)]
+    )
     assert "8 cpu in 2 process(es)" in done.stdout
     got, expected = tiny.losses(tmp_path / "run"), tiny.losses(one_device)
     assert got.keys() == expected.keys()

@@ -17,6 +17,7 @@ pytest.importorskip("tensorflow_datasets")
 
 from medvlp_jax import prepare
 from medvlp_jax.data import records, staging
+from medvlp_jax.data.build_settings import config_of, load
 
 ROOT = Path(__file__).resolve().parents[1]
 DUMMY = ROOT / "tfds_builders" / "image_report_folder" / "dummy_data" / "manifest.csv"
@@ -42,7 +43,7 @@ def folder_of(data_dir):
 
 def test_a_setting_newer_than_the_folder(tmp_path):
     """A folder that was prepared before a setting existed was prepared with its default."""
-    config = prepare._config(*prepare._load("image_report_folder"), "image_report_folder", {"size": "32"})
+    config = config_of(*load("image_report_folder"), "image_report_folder", {"size": "32"})
     before = {name: value for name, value in staging.config_dict(config).items() if name not in ("labels", "deid")}
     (tmp_path / "provenance.json").write_text(json.dumps({"config": before}))
     prepare._same_settings(tmp_path, config)
@@ -293,6 +294,7 @@ SLOW_SET = """
 import time
 import tensorflow_datasets as tfds
 from medvlp_jax.data import records, staging
+from medvlp_jax.data.build_settings import config_of, load
 
 def make_examples(item, config):
     time.sleep(0.002)

@@ -71,7 +71,7 @@ def test_run_folder_and_scores(finished):
 
 def test_killed_and_resumed_run_is_bit_identical(data, finished, tmp_path):
     _, whole = finished
-    arguments = tiny.command(data, tmp_path, total_steps=8)
+    arguments = tiny.command(data, tmp_path, total_steps=8, final_evaluators="()")
     with subprocess.Popen(
         arguments, cwd=tiny.REPOSITORY, env=tiny.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:

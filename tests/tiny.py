@@ -2,6 +2,7 @@
 
 import ast
 import collections
+import contextlib
 import json
 import os
 import subprocess
@@ -140,6 +141,17 @@ CHEAP = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false "
     "--xla_cpu_parallel_codegen_split_count=2"
 )
+
+
+@contextlib.contextmanager
+def compiling_cheaply():
+    """Programs that are compiled inside, to run once or twice, are compiled without most optimisations."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def environment(devices: int = 1) -> dict[str, str]:
