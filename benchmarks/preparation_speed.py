@@ -4,13 +4,14 @@
 
 All sides read the same folder in the layout of MIMIC-CXR-JPG (`mimic_folder.py`), each in a new process on the same
 cores, in turns; the whole command counts, start-up, table joins and side tables included. The others are one process
-and written anew after the steps of public code, with the fastest decoder at hand:
+and written anew after the steps of public code:
 
-  IMITATE  (cheliu-computation/IMITATE-TMI2024@cd1c575) sections of each report to a table; image decoded, cropped to
-           the box of its non-zero pixels, scaled by its range, resized bilinearly to a square, one .npy of all. (x 255
-           here: the factor 256 of the original turns white to black.)
-  MGCA     (HKU-MedAI/MGCA) the same table; image decoded, longest side to 256 by area, padded. MGCA repeats this at
-           each access of training; here it is done once, into one .npy of all.
+  IMITATE  (cheliu-computation/IMITATE-TMI2024@cd1c575) sections of each report to a table; image decoded by Pillow,
+           cropped to the box of its non-zero pixels, scaled by its range, resized bilinearly to a square as
+           scikit-image does without anti-aliasing (`scipy.ndimage.zoom`), one .npy of all. (x 255 here: the factor 256
+           of the original turns white to black.)
+  MGCA     (HKU-MedAI/MGCA) the same table; image decoded by OpenCV, longest side to 256 by area, padded. MGCA repeats
+           this at each access of training; here it is done once, into one .npy of all.
 
 Neither stores labels, ids, checksums or splits by patient, checks whether a file is whole, nor shuffles records.
 A build of a few images tells what start-up costs; "after start" is the rate between the two.
@@ -59,27 +60,30 @@ def released(side: str, folder: Path, out: Path) -> None:
             path = tree / f"{row['dicom_id']}.jpg"
             texts = [sections.get(name, "") or " " for name in ("findings", "impression")]
             rows.append([path, row["dicom_id"], row["subject_id"], row["study_id"], *texts, split_of[row["dicom_id"]]])
-            image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-            pictures.append(_imitate(image) if side == "IMITATE" else _mgca(image))
+            pictures.append(_imitate(path) if side == "IMITATE" else _mgca(path))
     with open(out / "master.csv", "w", newline="") as file:
         csv.writer(file).writerows(rows)
     np.save(out / "images.npy", np.stack(pictures))
 
 
-def _imitate(image):
-    import cv2
+def _imitate(path):
     import numpy as np
+    from PIL import Image
+    from scipy import ndimage
 
+    image = np.asarray(Image.open(path).convert("L"))
     rows, columns = np.nonzero(image.any(axis=1))[0], np.nonzero(image.any(axis=0))[0]
     box = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float64)
     scaled = (box - box.min()) / (box.max() - box.min()) * 255
-    return cv2.resize(scaled, (256, 256), interpolation=cv2.INTER_LINEAR).astype(np.uint8)
+    factors = [256 / length for length in scaled.shape]
+    return ndimage.zoom(scaled, factors, order=1, mode="mirror", grid_mode=True).astype(np.uint8)
 
 
-def _mgca(image):
+def _mgca(path):
     import cv2
     import numpy as np
 
+    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
     height, width = image.shape
     scale = 256 / max(height, width)
     new = max(1, int(height * scale)), max(1, int(width * scale))
