@@ -95,16 +95,36 @@ def test_record_round_trip(data_dir):
     assert set(marked) == set(records.features())
 
 
-def test_records_of_earlier_versions_lack_fields(data_dir, monkeypatch):
+def test_records_of_earlier_versions_lack_fields(data_dir):
+    from tensorflow_datasets.proto import tf_example_pb2
+
     source = records.RecordSource(data_dir, "tiny_records", "train")
-    now = source[0]
-    raw = source._records()[0]
-    old = {name: value for name, value in raw.items() if name not in ("age", "sex", "own_labels")}
-    monkeypatch.setattr(source, "_records", lambda: [old])
-    before = source[0]
+    data = source._records().data_source[0]
+    stored = tf_example_pb2.Example.FromString(data)
+    for name in ("age", "sex", "own_labels/name", "own_labels/state"):
+        stored.features.feature.pop(name, None)
+    before, now = records.parse(stored.SerializeToString()), records.parse(data)
     assert set(before) == set(now)
     assert (before["age"], before["sex"], before["own_labels"]["name"]) == (-1, "", [])
     assert before["findings"] == now["findings"]
+
+
+def test_records_are_read_as_tfds_reads_them(data_dir):
+    source = records.RecordSource(data_dir, "tiny_records", "train")
+    builder = tfds.builder_from_directory(str(source.folder))
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    for record, expected in zip(source, builder.as_data_source(split="train", decoders=decoders), strict=True):
+        for name in ("findings", "impression", "report", "view", "sex"):
+            assert record[name] == expected[name].decode()
+        assert record["sentences"] == [sentence.decode() for sentence in expected["sentences"]]
+        for name in ("patient_id", "study_id", "image_id", "has_findings", "has_impression", "public", "age"):
+            assert record[name] == expected[name]
+            assert type(record[name]) is type(expected[name])
+        assert (record["image"], record["lung_mask"]) == (expected["image"], expected["lung_mask"])
+        np.testing.assert_array_equal(record["labels"], expected["labels"])
+        assert record["labels"].dtype == expected["labels"].dtype
+    with pytest.raises(ValueError, match="has no image"):
+        records.parse(b"")
 
 
 def test_reading_needs_no_tensorflow(data_dir):
