@@ -6,6 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+HELD_EMBEDDINGS = "text_tower/(word|position|token_type|norm)/.*=0"
+LOWER_HALF_HELD = (HELD_EMBEDDINGS, "text_tower/layer_[0-5]/.*=0")  # of a BERT of twelve layers
 SLOW_TEXT = "text_tower/.*=0.1"  # a small trunk learns from nothing, ten times as fast as a text tower that knows words
 # What the phantoms show. Lung Opacity and Pneumonia are judgements in their reports; no picture decides them.
 RENDERED = (
@@ -214,6 +216,17 @@ def groups(config: ConfigDict, size: int) -> None:
     """Negatives and BatchNorm statistics of `size` examples: those of one device of a released run."""
     config.loss.group_size = size
     config.model.bn.scope, config.model.bn.group_size = "group", size
+
+
+def one_view(config: ConfigDict, *, epochs: int, batch_size: int, learning_rate: float) -> None:
+    """The recipe of methods with one view of an image: light augmentation, warm-up, clipped gradients."""
+    config.epochs, config.batch_size = epochs, batch_size
+    config.image.views = 1
+    config.image.augment = "decode|views({views}, size={size}, crop_from=256, rotate=15, contrast=0.2)"
+    config.image.evaluate = "decode|center({size}, crop_from=256)"
+    config.optimizer.learning_rate = learning_rate
+    config.optimizer.warmup_steps = 500
+    config.optimizer.clip_norm = 1.0
 
 
 def trained_text(config: ConfigDict, weights: str = "emilyalsentzer/Bio_ClinicalBERT") -> None:

@@ -11,8 +11,6 @@ Arguments (comma separated behind the colon): `demo`, `small`, `data=NAME` as in
 
 from configs import common
 
-EMBEDDINGS = "text_tower/(word|position|token_type|norm)/.*=0"
-
 
 def get_config(arg=None):
     """The locked config of one run."""
@@ -34,19 +32,12 @@ def model(config):
 
 def recipe(config):
     """Optimiser, schedule and augmentation of the `fixed` preset."""
-    config.epochs = 50
-    config.batch_size = 256
-    config.image.views = 1
+    common.one_view(config, epochs=50, batch_size=256, learning_rate=1e-4)
     config.image.augment = (
         "decode|views({views}, size={size}, scale=(0.6, 1.0), rotate=20, shift=0.1, zoom=(0.95, 1.05), brightness=0.4, "
         "contrast=0.4)"
     )
-    config.image.evaluate = "decode|center({size}, crop_from=256)"
-    config.optimizer.learning_rate = 1e-4
-    config.optimizer.weight_decay = 0.05
-    config.optimizer.warmup_steps = 500
-    config.optimizer.clip_norm = 1.0
-    config.optimizer.rates = (EMBEDDINGS, "text_tower/layer_[0-5]/.*=0")
+    config.optimizer.rates = common.LOWER_HALF_HELD
 
 
 def released(config):
@@ -84,4 +75,4 @@ def small(config):
     common.small(config)  # the paper's crops and brightness leave a narrow trunk without anything to learn from
     config.text.pooling = "max"
     config.model.head.update(dict(image_hidden=128, text_hidden=256))
-    config.optimizer.rates = (EMBEDDINGS, "text_tower/layer_0/.*=0", common.SLOW_TEXT)
+    config.optimizer.rates = (common.HELD_EMBEDDINGS, "text_tower/layer_0/.*=0", common.SLOW_TEXT)

@@ -53,14 +53,7 @@ def model(config):
 
 def recipe(config):
     """Optimiser, schedule and augmentation of the `fixed` preset."""
-    config.epochs = 50
-    config.batch_size = 96
-    config.image.views = 1
-    config.image.augment = "decode|views({views}, size={size}, crop_from=256, rotate=15, contrast=0.2)"
-    config.image.evaluate = "decode|center({size}, crop_from=256)"
-    config.optimizer.learning_rate = 5e-5
-    config.optimizer.warmup_steps = 500
-    config.optimizer.clip_norm = 1.0
+    common.one_view(config, epochs=50, batch_size=96, learning_rate=5e-5)
 
 
 def released(config):

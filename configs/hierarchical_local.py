@@ -14,8 +14,6 @@ Arguments (comma separated behind the colon): `demo`, `small`, `data=NAME` as in
 
 from configs import common
 
-EMBEDDINGS = "text_tower/(word|position|token_type|norm)/.*=0"
-
 
 def get_config(arg=None):
     """The locked config of one run."""
@@ -67,16 +65,8 @@ def model(config):
 
 def recipe(config):
     """Optimiser, schedule and augmentation."""
-    config.epochs = 50
-    config.batch_size = 256
-    config.image.views = 1
-    config.image.augment = "decode|views({views}, size={size}, crop_from=256, rotate=15, contrast=0.2)"
-    config.image.evaluate = "decode|center({size}, crop_from=256)"
-    config.optimizer.learning_rate = 1e-4
-    config.optimizer.weight_decay = 0.05
-    config.optimizer.warmup_steps = 500
-    config.optimizer.clip_norm = 1.0
-    config.optimizer.rates = (EMBEDDINGS, "text_tower/layer_[0-5]/.*=0")
+    common.one_view(config, epochs=50, batch_size=256, learning_rate=1e-4)
+    config.optimizer.rates = common.LOWER_HALF_HELD
 
 
 def small(config):

@@ -31,16 +31,12 @@ def model(config):
 
 def recipe(config):
     """Optimiser, schedule and augmentation of the `fixed` preset."""
-    config.epochs = 50
-    config.batch_size = 1024
-    config.image.views = 1
+    common.one_view(config, epochs=50, batch_size=1024, learning_rate=2e-5)
     config.image.mean = config.image.std = (0.5,) * 3
     config.image.augment = (
         "decode|views({views}, size={size}, crop_from=256, rotate=10, perspective=0.5, autocontrast=0.5)"
     )
-    config.image.evaluate = "decode|center({size}, crop_from=256)"
-    config.optimizer.learning_rate = 2e-5
-    config.optimizer.warmup_steps = 500
+    config.optimizer.clip_norm = 0.0
 
 
 def released(config):

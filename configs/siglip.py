@@ -31,14 +31,8 @@ def model(config):
 
 def recipe(config):
     """Optimiser, schedule and augmentation of the `fixed` preset."""
-    config.epochs = 20
-    config.batch_size = 1024
-    config.image.views = 1
-    config.image.augment = "decode|views({views}, size={size}, crop_from=256, rotate=15, contrast=0.2)"
-    config.image.evaluate = "decode|center({size}, crop_from=256)"
-    config.optimizer.learning_rate = 1e-4
+    common.one_view(config, epochs=20, batch_size=1024, learning_rate=1e-4)
     config.optimizer.warmup_steps = 200
-    config.optimizer.clip_norm = 1.0
 
 
 def released(config):

@@ -18,6 +18,15 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 STUDIES = {"train_studies": 40, "validation_studies": 12, "test_studies": 12}
 
 
+def bert_config(**changes):
+    """The shape of a BERT that fits a test."""
+    from medvlp_jax.encoders.bert import BertConfig
+
+    shape = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    more = {"intermediate_size": 32, "max_position_embeddings": 128, "initializer_range": 0.5}
+    return BertConfig(**{**shape, **more, **changes})
+
+
 def make_data(folder: Path) -> Path:
     """Prepares the phantoms (64 px) and a text tower under `folder`; returns the data folder."""
     from medvlp_jax.prepare import prepare
@@ -29,19 +38,11 @@ def make_data(folder: Path) -> Path:
 def make_tower(folder: Path) -> Path:
     """Writes a text tower of random weights under `folder`, the data folder, and returns that."""
     from medvlp_jax.data import tokenizer
-    from medvlp_jax.encoders.bert import Bert, BertConfig
+    from medvlp_jax.encoders.bert import Bert
     from medvlp_jax.interop import save_bert
 
     words = tokenizer.load("phantom")
-    config = BertConfig(
-        vocab_size=words.vocab_size,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=128,
-        initializer_range=0.5,
-    )
+    config = bert_config(vocab_size=words.vocab_size)
     ids = np.zeros((1, 4), np.int32)
     save_bert(folder / "tower", config, jax.jit(Bert(config).init)(jax.random.key(0), ids, ids))
     words.save(folder / "tower")

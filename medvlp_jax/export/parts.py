@@ -120,18 +120,22 @@ def _embedding_shapes(trained: Trained) -> Any:
     return jax.eval_shape(embed, trained.variables, image)
 
 
+def _head_sizes(trained: Trained) -> dict[str, int]:
+    """Widths of the heads of methods with one for images and one for texts."""
+    model = trained.config.model
+    return {
+        "features": model.features,
+        "image_width": _embedding_shapes(trained).pooled_BxVxC.shape[-1],
+        "image_hidden": model.head.image_hidden,
+        "text_width": trained.tower.width,
+        "text_hidden": model.head.text_hidden,
+    }
+
+
 def _two_towers(trained: Trained) -> dict[str, Any]:
     model = trained.config.model
     return {
-        "heads": {
-            "features": model.features,
-            "image_width": _embedding_shapes(trained).pooled_BxVxC.shape[-1],
-            "image_hidden": model.head.image_hidden,
-            "text_width": trained.tower.width,
-            "text_hidden": model.head.text_hidden,
-            "bias": model.head.use_bias,
-            "norm": model.head.norm,
-        },
+        "heads": {**_head_sizes(trained), "bias": model.head.use_bias, "norm": model.head.norm},
         "logits": ["log_scale", *(["bias"] if "bias" in model.logits else [])] if "logits" in model else [],
     }
 
@@ -185,13 +189,7 @@ def _local_towers(trained: Trained) -> dict[str, Any]:
 def _lovt(trained: Trained) -> dict[str, Any]:
     model, text = trained.config.model, trained.config.text
     return {
-        "heads": {
-            "features": model.features,
-            "image_width": _embedding_shapes(trained).pooled_BxVxC.shape[-1],
-            "image_hidden": model.head.image_hidden,
-            "text_width": trained.tower.width,
-            "text_hidden": model.head.text_hidden,
-        },
+        "heads": _head_sizes(trained),
         "pool": {"heads": model.pool.heads, "mean_over_padding": model.pool.mean_over_padding},
         "text": {
             "pooling": text.pooling,

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from ml_collections import ConfigDict
 
 from configs import gloria as gloria_config
 from medvlp_jax import build, methods
 from medvlp_jax import step as steps
-from medvlp_jax.encoders.bert import Bert, BertConfig
+from medvlp_jax.encoders.bert import Bert
 from medvlp_jax.losses.contrastive import contrastive
 from medvlp_jax.losses.schedules import Sweep
 from medvlp_jax.losses.word_region import word_region_loss, word_region_scores
@@ -20,15 +21,7 @@ from medvlp_jax.methods.gloria import Embeddings
 from tests.methods.test_two_towers import batch_of, values
 
 pytestmark = pytest.mark.usefixtures("compile_cheaply")
-BERT = BertConfig(
-    vocab_size=40,
-    hidden_size=16,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=32,
-    max_position_embeddings=128,
-    initializer_range=0.5,
-)
+BERT = tiny.bert_config(num_hidden_layers=2)
 LENGTH = 12
 METHOD = methods.get("gloria")
 

@@ -5,25 +5,17 @@ import functools
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from configs import lovt as lovt_config
 from medvlp_jax import build, methods
 from medvlp_jax import step as steps
-from medvlp_jax.encoders.bert import BertConfig
 from medvlp_jax.losses.sentence_region import spatial_targets
 from medvlp_jax.methods.lovt import Embeddings
 from tests.losses import slopes
 from tests.methods.test_two_towers import values
 
-BERT = BertConfig(
-    vocab_size=40,
-    hidden_size=16,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    intermediate_size=32,
-    max_position_embeddings=32,
-    initializer_range=0.5,
-)
+BERT = tiny.bert_config(max_position_embeddings=32)
 PARTS = ("region_to_seen", "seen_to_region", "sentence_to_seen", "seen_to_sentence")
 
 pytestmark = pytest.mark.usefixtures("compile_cheaply")

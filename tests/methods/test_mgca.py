@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from ml_collections import ConfigDict
 
 from configs import mgca as mgca_config
@@ -21,15 +22,7 @@ from tests.methods.test_gloria import LENGTH, SMALL, tokens
 from tests.methods.test_two_towers import batch_of, values
 
 pytestmark = pytest.mark.usefixtures("compile_cheaply")
-BERT = BertConfig(
-    vocab_size=40,
-    hidden_size=16,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    intermediate_size=32,
-    max_position_embeddings=128,
-    initializer_range=0.5,
-)
+BERT = tiny.bert_config()
 METHOD = methods.get("mgca")
 
 

@@ -10,20 +10,11 @@ import tiny
 
 from medvlp_jax import methods, optim
 from medvlp_jax import step as steps
-from medvlp_jax.encoders.bert import BertConfig
 from medvlp_jax.evaluators import retrieval
 from tests.evaluators import fake
 
 PAIRS = 16
-BERT = BertConfig(
-    vocab_size=40,
-    hidden_size=16,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    intermediate_size=32,
-    max_position_embeddings=16,
-    initializer_range=0.5,
-)
+BERT = tiny.bert_config(max_position_embeddings=16)
 
 
 @pytest.mark.slow

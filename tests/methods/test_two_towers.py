@@ -6,23 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from medvlp_jax import methods
-from medvlp_jax.encoders.bert import Bert, BertConfig, pool
+from medvlp_jax.encoders.bert import Bert, pool
 from medvlp_jax.layers.logit_scale import LogitScale, at_most
 from medvlp_jax.losses.schedules import Sweep
 from medvlp_jax.methods.two_towers import Embeddings
 
 NAMES = ("clip", "convirt", "siglip")
-BERT = BertConfig(
-    vocab_size=40,
-    hidden_size=16,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    intermediate_size=32,
-    max_position_embeddings=128,
-    initializer_range=0.5,
-)
+BERT = tiny.bert_config()
 
 
 pytestmark = pytest.mark.usefixtures("compile_cheaply")
