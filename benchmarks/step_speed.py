@@ -9,8 +9,8 @@ the released code does (`torch_imitate.py` says which settings make it fastest).
 view, and takes text vectors from the cache (`cached`) or from BERT inside the step (`live`, without any padding);
 `reports` is `live` with lengths as reports have them (see REPORT_TOKENS), which PyTorch pads to full length.
 
-`cached_peak` and `live_peak` are bounds: products of two matrices of side 2,048 alone, in PyTorch, as many as the FLOPs
-of our step (counted by the compiler) need. No step can be faster whose FLOPs run at the speed of such products.
+`peak` is a bound: products of two matrices of side 2,048 alone, in PyTorch, as many as the FLOPs of the `cached` step
+(counted by the compiler) need. No step is faster whose FLOPs run at the speed of such products.
 
 The two sides run in two processes on the same cores, in turns, one step at a time; the ratio of medians is printed.
 """
@@ -31,7 +31,7 @@ except ImportError:  # started as a file
     import turns
 
 HERE = Path(__file__).resolve().parent
-KINDS = ("torch", "cached", "live", "reports", "cached_peak", "live_peak")
+KINDS = ("torch", "cached", "live", "reports", "peak")
 SIDE = 2048  # of the matrices behind a bound
 # Median tokens of a section in the `reports` figure: lengths are log-normal with a spread of 0.5, cut to `--tokens`.
 REPORT_TOKENS = {"findings": 90, "impression": 30}
@@ -51,12 +51,12 @@ def our_step(
     return step
 
 
-def peak_step(kind: str, batch_size: int, image_size: int, tokens: int) -> Callable[[], float]:
-    """Products of square matrices in PyTorch with as many FLOPs as our step of that kind has."""
+def peak_step(batch_size: int, image_size: int, tokens: int) -> Callable[[], float]:
+    """Products of square matrices in PyTorch with as many FLOPs as our cached step has."""
     import jax
     import torch
 
-    train_step, make_state, frozen, batch = _our_parts(kind, batch_size, image_size, tokens, "float32", 0.0)
+    train_step, make_state, frozen, batch = _our_parts("cached", batch_size, image_size, tokens, "float32", 0.0)
     flops = train_step.lower(jax.eval_shape(make_state), frozen, batch).cost_analysis()["flops"]
     x, y = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
     products = round(flops / (2 * SIDE**3))
@@ -119,12 +119,12 @@ def worker(kind: str, threads: int, batch_size: int, image_size: int, tokens: in
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     sizes = (batch_size, image_size, tokens)
     os.environ["JAX_PLATFORMS"] = "cpu"
-    if kind == "torch" or kind.endswith("_peak"):
+    if kind in ("torch", "peak"):
         import torch
         import torch_imitate
 
         torch.set_num_threads(threads)
-        step = torch_imitate.make_step(*sizes) if kind == "torch" else peak_step(kind.removesuffix("_peak"), *sizes)
+        step = torch_imitate.make_step(*sizes) if kind == "torch" else peak_step(*sizes)
     else:
         from medvlp_jax import host_memory
 
