@@ -83,11 +83,12 @@ def plan_row(key: str) -> list[str]:
 def method_row(key: str) -> list[str]:
     """One row of the plans of all methods."""
     p = plan("v5e:4x4", {"batch_size": METHODS_BATCH}, key)
+    state = f"{(p.memory['parameters'] + p.memory['optimizer']) / 2**30:.2f} GiB"
     if p.fits:
-        return [key, p.fits, *["-"] * 4]
+        return [key, state, "does not fit", *["-"] * 3]
     return [
         key,
-        f"{(p.memory['parameters'] + p.memory['optimizer']) / 2**30:.2f} GiB",
+        state,
         f"{p.memory['total'] / 2**30:.2f} of {p.memory_limit / 2**30:.2f} GiB",
         f"{p.model_flops / p.batch_size / 1e9:.0f} GFLOP",
         f"{1e3 * p.step_seconds:.1f} ms ({max(p.bounds, key=p.bounds.get)})",
