@@ -212,6 +212,22 @@ def resnet50(config: ConfigDict) -> None:
     config.model.dtype = "bfloat16"
 
 
+def read_branch(draws: int) -> dict[str, Any]:
+    """IMITATE's read branch, section III of its paper, with so many draws of channels per view."""
+    return dict(
+        keep=(0.25, 0.15, 0.10, 0.10),
+        grid=16,
+        tokens=512,
+        heads=4,
+        hidden=256,
+        draws=draws,
+        replace=True,
+        mask_padding=True,
+        eval_draws=4,
+        eval_seed=0,
+    )
+
+
 def groups(config: ConfigDict, size: int) -> None:
     """Negatives and BatchNorm statistics of `size` examples: those of one device of a released run."""
     config.loss.group_size = size

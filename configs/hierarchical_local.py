@@ -25,18 +25,7 @@ def model(config):
     config.model = dict(
         features=512,
         head=dict(image_hidden=2048, text_hidden=1024, use_bias=True, init="torch", norm=True),
-        read=dict(
-            keep=(0.25, 0.15, 0.10, 0.10),
-            grid=16,
-            tokens=512,
-            heads=4,
-            hidden=256,
-            draws=1,
-            replace=True,
-            mask_padding=True,
-            eval_draws=4,
-            eval_seed=0,
-        ),
+        read=common.read_branch(draws=1),
     )
     common.resnet50(config)
     common.trained_text(config)

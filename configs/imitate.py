@@ -25,18 +25,7 @@ def get_config(arg=None):
 def model(config):
     """Section III of the paper: trunk, read branch, heads, losses."""
     config.model = dict(
-        read=dict(
-            keep=(0.25, 0.15, 0.10, 0.10),
-            grid=16,
-            tokens=512,
-            heads=4,
-            hidden=256,
-            draws=2,
-            replace=True,
-            mask_padding=True,
-            eval_draws=4,
-            eval_seed=0,
-        ),
+        read=common.read_branch(draws=2),
         features=512,
         diagnosis_hidden=2048,
         text_hidden=1024,

@@ -246,8 +246,6 @@ def _text_cache(config: Any, tower: text_tower.TextTower, train: RecordSource, s
         )
         done.write_text("\n".join(sorted((held | splits) - {""})))
         say(f"text      {len(cache)} distinct texts encoded in {time.monotonic() - start:.0f} s")
-        if cuts := tower.tokenizer.cuts():
-            say(f"text      {cuts}")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("text cache")
     return TextCache.open(folder, tower.key)
