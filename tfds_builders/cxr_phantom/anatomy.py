@@ -124,11 +124,32 @@ class RibBreak:
 
 
 @functools.lru_cache
+def ticks(start: float, stop: float, count: int) -> np.ndarray:
+    """`np.linspace`, once for each line of numbers that every chest needs anew; read-only."""
+    line = np.linspace(start, stop, count)
+    line.flags.writeable = False
+    return line
+
+
+def xy(x, y) -> np.ndarray:
+    """Coordinates [...] each -> float64 [..., 2]."""
+    out = np.empty((*np.broadcast_shapes(np.shape(x), np.shape(y)), 2))
+    out[..., 0], out[..., 1] = x, y
+    return out
+
+
+@functools.lru_cache
 def _catmull_rom(samples: int) -> np.ndarray:
     """Weights [samples, 4] of the four neighbouring points along one segment."""
     t = np.linspace(0, 1, samples, endpoint=False)
     powers = np.stack([t**0, t, t**2, t**3], -1)
     return powers @ (0.5 * np.array([[0, 2, 0, 0], [-1, 0, 1, 0], [2, -5, 4, -1], [-1, 3, -3, 1]]))
+
+
+@functools.lru_cache
+def _windows(count: int) -> np.ndarray:
+    """Four neighbours of each of `count` segments, as indices [count, 4]."""
+    return np.arange(count)[:, None] + np.arange(4)
 
 
 def spline(points, samples: int = 8, *, closed: bool = True) -> np.ndarray:
@@ -137,8 +158,7 @@ def spline(points, samples: int = 8, *, closed: bool = True) -> np.ndarray:
     ends = (p[-1:], p, p[:2]) if closed else (p[:1], p, p[-1:])
     padded = np.concatenate(ends)
     count = len(p) if closed else len(p) - 1
-    neighbours = np.stack([padded[k : k + count] for k in range(4)], 1)
-    curve = (_catmull_rom(samples) @ neighbours).reshape(-1, 2)
+    curve = (_catmull_rom(samples) @ padded[_windows(count)]).reshape(-1, 2)
     return curve if closed else np.concatenate([curve, p[-1:]])
 
 
@@ -205,10 +225,10 @@ class Anatomy:
         y = self.apex_y + v * (self.dome(side, u) - self.apex_y)
         medial = 0.042 + 0.075 * np.maximum(0, 1 - v / 0.16) ** 2
         x = medial + u * (self.wall(side, y) - medial)
-        return np.stack([SIDES[side] * x, y], -1)
+        return xy(SIDES[side] * x, y)
 
     def lung(self, side: str) -> np.ndarray:
-        up, along = np.linspace(0, 1, 22), np.linspace(1, 0, 18)
+        up, along = ticks(0, 1, 22), ticks(1, 0, 18)
         u = np.concatenate([np.ones(22), along, np.zeros(22)])  # up the wall, along the diaphragm, up the middle
         return self.lung_point(side, u, np.concatenate([up, np.ones(18), up[::-1]]))
 
@@ -252,9 +272,9 @@ class Anatomy:
         return spline(points, 4)
 
     def spine(self) -> np.ndarray:
-        y = np.linspace(-0.05, 1.05, 24)
+        y = ticks(-0.05, 1.05, 24)
         x = self.body.scoliosis * np.sin((y - 0.1) * 3.6) - 0.014 * self.pose.yaw
-        return np.stack([x, y], -1)
+        return xy(x, y)
 
     def airway(self) -> list[tuple[np.ndarray, float]]:
         """Trachea and main bronchi as (path, half width)."""
@@ -278,14 +298,14 @@ class Anatomy:
 
     def posterior_ribs(self, side: str) -> np.ndarray:
         """Paths [RIB_COUNT, 25, 2] from the spine to the lateral wall."""
-        t = np.linspace(0, 1, 25)[None]
+        t = ticks(0, 1, 25)[None]
         i = np.arange(RIB_COUNT)[:, None]
         start = 0.085 + self.body.rib_phase + (0.0585 + 0.0012 * i) * i * (0.6 + 0.4 * self.lung_height / 0.625)
         drop = (0.075 + 0.0105 * i) * self.body.rib_slope * (0.6 + 0.4 * np.minimum(1, (i + 1) / 3))
         y = start - 0.016 * np.sin(np.pi * np.minimum(1, 1.4 * t)) + drop * (1 - np.cos(t * np.pi / 2)) ** 1.15
         reach = self.wall(side, y[:, -1:]) + 0.006
         x = 0.03 + (reach - 0.03) * np.sin(t * np.pi / 2) ** 0.95
-        paths = np.stack([SIDES[side] * x + 0.5 * self.body.scoliosis * (1 - t), y], -1)
+        paths = xy(SIDES[side] * x + 0.5 * self.body.scoliosis * (1 - t), y)
         for fracture in self.rib_breaks:
             if fracture.side == side:
                 beyond = np.maximum(0, t[0] - fracture.at) / (1 - fracture.at)
@@ -295,19 +315,19 @@ class Anatomy:
     def anterior_ribs(self, side: str) -> np.ndarray:
         """Paths [7, 17, 2] from the lateral wall forward and down to the costal cartilage."""
         ends = self.posterior_ribs(side)[:7, -1]
-        t = np.linspace(0, 1, 17)[None]
+        t = ticks(0, 1, 17)[None]
         i = np.arange(7)[:, None]
         x = np.abs(ends[:, :1])
         inner = (0.13 + 0.016 * i) * self.body.width
         path_x = x - (x - inner) * (1 - np.cos(t * np.pi / 2)) ** 0.9
         path_y = ends[:, 1:] + (0.095 + 0.008 * i) * np.sin(t * np.pi / 2) ** 1.1 - 0.012 * t**3
-        return np.stack([SIDES[side] * path_x, path_y], -1)
+        return xy(SIDES[side] * path_x, path_y)
 
     def vessel_tree(self, side: str) -> tuple[np.ndarray, np.ndarray]:
         """Arteries and veins fanning out from the hilum: paths [P, 7, 2] and their widths [P] at the hilum end."""
         rng = stream(self.body.vessel_seed, 1 if side == "right" else 2)
         trunks, twigs = 14, 5
-        angle = np.linspace(-1.3, 1.45, trunks) + rng.normal(0, 0.10, trunks)
+        angle = ticks(-1.3, 1.45, trunks) + rng.normal(0, 0.10, trunks)
         length, width = rng.uniform(0.5, 0.95, trunks), rng.uniform(0.008, 0.0135, trunks)
         parent = np.repeat(np.arange(trunks), twigs)
         at = rng.uniform(0.2, 0.85, trunks * twigs) * length[parent]
@@ -317,7 +337,7 @@ class Anatomy:
         angle = np.concatenate([angle, angle[parent] + turn])[:, None]
         length = np.concatenate([length, rng.uniform(0.12, 0.36, trunks * twigs)])[:, None]
         width = np.concatenate([width, 0.5 * width[parent]])
-        t = np.linspace(0, 1, 7)
+        t = ticks(0, 1, 7)
         bend = rng.normal(0, 0.07, length.shape) * t**2 + rng.normal(0, 0.010, (len(length), 7)) * t
         u = u[:, None] + length * t * np.cos(angle) - bend * np.sin(angle)
         v = v[:, None] + length * t * np.sin(angle) * 0.62 + bend * np.cos(angle)

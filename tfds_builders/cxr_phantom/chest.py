@@ -9,7 +9,7 @@ import functools
 import cv2
 import numpy as np
 
-from tfds_builders.cxr_phantom.anatomy import SIDES, Anatomy, Pose, ellipse, ribbon, stream
+from tfds_builders.cxr_phantom.anatomy import SIDES, Anatomy, Pose, ellipse, ribbon, stream, ticks, xy
 from tfds_builders.cxr_phantom.canvas import Canvas, grain, soften
 
 
@@ -53,7 +53,7 @@ class Chest:
                 x = s * 0.235 * body.width
                 tissue = ellipse((x, y), (width, 0.10 + 0.035 * body.breast), s * 0.25)
                 body_plane += 0.26 * body.breast * small.soft(tissue, blur=0.022)
-            top = a.lung_point(side, np.linspace(-0.1, 1.02, 12), 1.0)
+            top = a.lung_point(side, ticks(-0.1, 1.02, 12), 1.0)
             abdomen = np.concatenate([top, [(s * 0.6, 1.3), (0, 1.3)]])
             body_plane += (0.24 if side == "right" else 0.18) * small.soft(abdomen, blur=0.012)
         bubble = ellipse((0.16 + 0.03 * body.heart_turn, float(a.dome("left", 0.45)) + 0.065), (0.055, 0.033), 0.2)
@@ -108,12 +108,12 @@ class Chest:
                     c.band(back, piece, half[index, 0], 80)
                     c.band(back, piece, 0.62 * half[index, 0], 45)
             ribs = a.anterior_ribs(side)
-            fade = np.linspace(1, 0.8, ribs.shape[1])[None] * 0.0125 + np.zeros(ribs.shape[:2])
+            fade = ticks(1, 0.8, ribs.shape[1])[None] * 0.0125 + np.zeros(ribs.shape[:2])
             c.fill_many(front, ribbon(ribs, fade), 95)
             c.fill_many(front, ribbon(ribs[:, :-1], 0.7 * fade[:, :-1]), 62)
             clavicle = a.clavicle(side)
-            c.band(other, clavicle, np.linspace(0.0175, 0.0125, len(clavicle)), 108)
-            c.band(other, clavicle, np.linspace(0.0115, 0.007, len(clavicle)), 70)
+            c.band(other, clavicle, ticks(0.0175, 0.0125, len(clavicle)), 108)
+            c.band(other, clavicle, ticks(0.0115, 0.007, len(clavicle)), 70)
             c.fill(front, a.scapula(side), 70)
             head = ellipse((SIDES[side] * 0.475, 0.155), (0.045, 0.05))
             c.fill(front, head, 150)
@@ -121,8 +121,8 @@ class Chest:
         c.band(other, spine, 0.031, 22)
         height = 0.040 + 0.0011 * np.arange(20)
         top = 0.02 + np.concatenate([[0], np.cumsum(height + 0.0085)[:-1]])
-        middle = np.stack([np.interp(top, spine[:, 1], spine[:, 0]), top + height / 2], -1)
-        half = np.stack([0.030 + 0.0004 * np.arange(20), height / 2], -1)
+        middle = xy(np.interp(top, spine[:, 1], spine[:, 0]), top + height / 2)
+        half = xy(0.030 + 0.0004 * np.arange(20), height / 2)
         corners = middle[:, None] + half[:, None] * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
         c.lines(other, corners, np.full(20, 0.007), np.full(20, 65), closed=True)
         pedicle = ellipse((0, 0), (0.0065, 0.0085), samples=12)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from tfds_builders.cxr_phantom.anatomy import SIDES, Anatomy, Body, Pose, RibBreak, ellipse, spline, stream
+from tfds_builders.cxr_phantom.anatomy import SIDES, Anatomy, Body, Pose, RibBreak, ellipse, spline, stream, ticks, xy
 from tfds_builders.cxr_phantom.canvas import soften
 from tfds_builders.cxr_phantom.chest import Chest
 
@@ -98,7 +98,7 @@ def pneumothorax(chest: Chest, f: Finding) -> np.ndarray:
     """Air above and beside the lung: no vessels, slightly darker, bounded by the thin visceral pleura."""
     a, c, s = chest.anatomy, chest.canvas, f.severity
     depth, reach = 0.16 + 0.32 * s, f.trait(0, 0.45, 0.7) + 0.35 * s
-    t = np.linspace(0, 1, 16)
+    t = ticks(0, 1, 16)
     gap = depth * (1 - t) ** f.trait(1, 0.5, 0.9)
     top = np.linspace(0.0, 1 - depth, 8)
     apex = a.lung_point(f.side, top, 0.62 * depth + 0.02 * np.sin(np.pi * top))
@@ -144,8 +144,8 @@ def atelectasis(chest: Chest, f: Finding) -> np.ndarray:
     mask, bands = c.plane(), c.plane()
     for k in range(1 + int(s * 1.2 + f.traits[5])):
         middle = center + np.array([0.012 * (f.traits[6] - 0.5), 0.026]) * k
-        t = np.linspace(-1, 1, 9)
-        path = np.stack([t * length, 0.010 * f.trait(7, -1, 1) * (1 - t**2)], -1)
+        t = ticks(-1, 1, 9)
+        path = xy(t * length, 0.010 * f.trait(7, -1, 1) * (1 - t**2))
         cos, sin = np.cos(tilt), np.sin(tilt)
         path = middle + path @ np.array([[cos, sin], [-sin, cos]])
         half = (0.006 + 0.004 * s) * np.sqrt(np.maximum(0.1, 1 - t**2))
@@ -230,7 +230,7 @@ def fracture(chest: Chest, f: Finding) -> np.ndarray:
 def thickening(chest: Chest, f: Finding) -> np.ndarray:
     """An irregular soft-tissue rim along the chest wall, or a cap over the apex."""
     a, c, s = chest.anatomy, chest.canvas, f.severity
-    t = np.linspace(0, 1, 20)
+    t = ticks(0, 1, 20)
     profile = np.sin(np.pi * t) ** 0.6 * (1 + 0.3 * np.sin(2 * np.pi * (2.5 * t + f.traits[2])))
     if f.variant == "apical":
         u, depth = 1.0 - t, (0.19 + 0.08 * s) * profile
