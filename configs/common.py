@@ -257,7 +257,7 @@ def small(config: ConfigDict) -> None:
     phantoms, or of another data set's own reports.
     """
     phantom = config.data.name.split("/")[0] == "cxr_phantom"
-    config.total_steps = 3000
+    config.total_steps = 3400
     config.batch_size = 32
     config.log_every_steps = 100
     config.checkpoint_every_steps = 1000
