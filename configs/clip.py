@@ -3,7 +3,7 @@
 Full recipe:  python -m medvlp_jax.main --config configs/clip.py --workdir runs/clip
               MIMIC-CXR, ResNet-50 at 224 px from ImageNet weights, Bio_ClinicalBERT trained along.
 Without data: python -m medvlp_jax.main --config configs/clip.py:demo --workdir runs/clip
-              phantoms, a narrow ResNet at 96 px and a small BERT, two CPU cores.
+              phantoms, a narrow ResNet at 96 px, MiniLM held (the recipe above trains its tower), two CPU cores.
 
 Arguments (comma separated behind the colon): `demo`, `small`, `preset=released`, `data=NAME` as in configs/imitate.py.
 """
@@ -13,7 +13,7 @@ from configs import common
 
 def get_config(arg=None):
     """The locked config of one run."""
-    return common.of_method("clip", arg, model, recipe, small=common.small_text, released=released)
+    return common.of_method("clip", arg, model, recipe, small=common.small_held_text, released=released)
 
 
 def model(config):

@@ -254,7 +254,8 @@ def small(config: ConfigDict) -> None:
     """Sizes that two CPU cores train in minutes: one ResNet-18 block per stage, width 16, last map 6x6.
 
     A frozen text tower is the MiniLM wheel where it is installed; one that is trained is the small BERT of the
-    phantoms, or of another data set's own reports.
+    phantoms, or of another data set's own reports. Rate and decay are AdamW's: with `adam` and `sgd`, where decay is a
+    part of the gradient, it stays the preset's.
     """
     phantom = config.data.name.split("/")[0] == "cxr_phantom"
     config.total_steps = 3400
@@ -288,7 +289,8 @@ def small(config: ConfigDict) -> None:
     )
     config.model.features = 128
     config.optimizer.learning_rate = 3e-3
-    config.optimizer.weight_decay = 1.0
+    if config.optimizer.name == "adamw":
+        config.optimizer.weight_decay = 1.0
     config.optimizer.warmup_steps = 0 if config.preset == "released" else 50
     if phantom:
         config.evaluation.findings = RENDERED
@@ -300,3 +302,14 @@ def small_text(config: ConfigDict) -> None:
     """`small` for a text tower that is trained: it learns slower than the rest."""
     small(config)
     config.optimizer.rates = (SLOW_TEXT,)
+
+
+def small_held_text(config: ConfigDict) -> None:
+    """`small` for methods that read one vector of a text: the text tower is held and its vectors are cached.
+
+    Few thousand reports teach a tower less than it knows already, and a step without it is cheaper (docs/methods.md).
+    The full recipes train it, as their papers do.
+    """
+    config.text.trained, config.text.cache = False, True
+    small(config)
+    config.optimizer.rates = ()

@@ -78,10 +78,7 @@ def released(config):
 
 def small(config):
     """The small sizes that methods share (`common.small`), and GLoRIA's own: 36 regions, texts of 64 tokens."""
-    decay = config.optimizer.weight_decay
     common.small_text(config)
-    if config.optimizer.name == "adam":
-        config.optimizer.weight_decay = decay  # a part of the gradient there
     config.model.features = 0
     config.model.last_layers = 2
     config.model.upsample = 0

@@ -3,7 +3,7 @@
 Full recipe:  python -m medvlp_jax.main --config configs/siglip.py --workdir runs/siglip
               MIMIC-CXR, ResNet-50 at 224 px from ImageNet weights, Bio_ClinicalBERT trained along, batch 1024.
 Without data: python -m medvlp_jax.main --config configs/siglip.py:demo --workdir runs/siglip
-              phantoms, a narrow ResNet at 96 px and a small BERT, two CPU cores.
+              phantoms, a narrow ResNet at 96 px, MiniLM held (the recipe above trains its tower), two CPU cores.
 
 Arguments (comma separated behind the colon): `demo`, `small`, `preset=released`, `data=NAME` as in configs/imitate.py.
 """
@@ -53,5 +53,5 @@ def released(config):
 
 def small(config):
     """The small sizes that methods share (`common.small`); there is no pretrained trunk to hold: it learns."""
-    common.small_text(config)
+    common.small_held_text(config)
     config.model.bn.scope = "global"

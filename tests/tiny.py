@@ -70,6 +70,9 @@ def blotches(seed: int, height: int = 120, width: int = 100) -> np.ndarray:
 ALL_EVALUATORS = "('validation_loss', 'retrieval', 'zero_shot', 'linear_probe', 'knn', 'grounding')"
 
 
+TRAINED_TEXT = {"trained": True, "cache": False}  # of `config.text`, for methods whose small sizes hold their tower
+
+
 def overrides(data: Path, **more: object) -> dict[str, object]:
     """Config fields of a tiny run."""
     return {

@@ -204,7 +204,8 @@ def small(name, **text):
     config.model.trunk.width = 4
     config.model.features = 12
     config.text.max_length = 100
-    config.text.update(text)
+    config.text.pooling = get(name).text.pooling
+    config.text.update({**tiny.TRAINED_TEXT, **text})
     return config.lock()
 
 
