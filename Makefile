@@ -31,7 +31,7 @@ demo: $(VENV)/installed
 	  echo "report      $(RUN)/report.html   (open it in a browser)"; echo "encoder     $(RUN)/export   (see its README.md)"
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed-dev
 	$(BIN)/python -m ruff format --check .

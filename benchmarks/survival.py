@@ -38,20 +38,6 @@ MOMENTS = ("save", "start", "step")
 SAVE_EVERY = 2
 POLL = 0.005
 BEGUN, STARTED = "run       ", "model     "  # lines of log.txt: the first of a start; behind looking for a checkpoint
-# One start must be cheap: without tensorboard, event files are written by tensorboardX, and TensorFlow stays unloaded.
-NO_TENSORBOARD = "import sys\nsys.modules['tensorboard'] = None\n"
-
-
-def environment(folder: Path) -> dict[str, str]:
-    """Of all processes: one compilation for all starts, and no TensorFlow."""
-    site = folder / "site"
-    site.mkdir(parents=True, exist_ok=True)
-    (site / "sitecustomize.py").write_text(NO_TENSORBOARD)
-    more = {
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    return tiny.environment() | more | {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
 
 
 def command(folder: Path, run: str, *, steps: int, processes: int) -> list[str]:
@@ -200,7 +186,7 @@ def survive(folder: Path, *, kills: int, minutes: float, seed: int, processes: i
     if not (folder / "data" / "tower").exists():
         tiny.make_data(folder / "data")
     steps = SAVE_EVERY * (kills + 2)
-    env = environment(folder)
+    env = tiny.environment()  # one compilation for all starts, and no TensorFlow
     began = time.monotonic()
     whole = subprocess.run(command(folder, "whole", steps=steps, processes=processes), env=env, cwd=ROOT, **QUIET)
     if whole.returncode:
@@ -281,6 +267,7 @@ def main() -> int:
         parser.error(f"--folder {flags.folder} holds an earlier benchmark; name a new one.")
     if not Path("/proc/self/cmdline").exists():
         parser.error("needs /proc, that is Linux.")
+    tiny.SESSION = flags.folder.resolve() / "session"
     found = survive(
         flags.folder.resolve(), kills=flags.kills, minutes=flags.minutes, seed=flags.seed, processes=flags.processes
     )

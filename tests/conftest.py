@@ -1,4 +1,4 @@
-"""One platform and one precision for all tests, set before JAX starts."""
+"""One platform, one precision and cheap compilation for all tests, set before JAX starts."""
 
 import os
 import subprocess
@@ -11,8 +11,22 @@ import pytest
 import tiny
 from absl import flags
 
+os.environ.setdefault("XLA_FLAGS", tiny.CHEAP)
 jax.config.update("jax_default_matmul_precision", "highest")
 flags.FLAGS.mark_as_parsed()
+
+
+def pytest_collection_modifyitems(items):
+    """Files with long tests come first: of several workers none is left with one of them when the others are done."""
+    long = {item.path for item in items if any(item.get_closest_marker(name) for name in ("slow", "devices"))}
+    items.sort(key=lambda item: item.path not in long)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def session_folder(tmp_path_factory):
+    """What the workers of a session share lies beside their temporary folders."""
+    base = tmp_path_factory.getbasetemp()
+    tiny.SESSION = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "session"
 
 
 @pytest.fixture
@@ -30,10 +44,3 @@ def small_disk(tmp_path):
         pytest.skip(f"a small tmpfs cannot be mounted: {mounted.stderr.strip()}")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=False)
-
-
-@pytest.fixture(scope="module")
-def compile_cheaply():
-    """Programs of a module that run once are compiled without most optimisations."""
-    with tiny.compiling_cheaply():
-        yield

@@ -13,7 +13,7 @@ from tfds_builders.mimic_cxr import make_dummy_data
 
 
 @pytest.mark.slow
-def test_mimic_cxr_from_a_downloaded_folder_to_a_run(tmp_path, capsys, monkeypatch):
+def test_mimic_cxr_from_a_downloaded_folder_to_a_run(tmp_path, capsys):
     """The default data set of configs/imitate.py: what it says when unprepared, the build, two steps."""
     make_dummy_data.write(tmp_path / "raw", copies=4)
     data = tiny.make_tower(tmp_path / "data")
@@ -30,6 +30,5 @@ def test_mimic_cxr_from_a_downloaded_folder_to_a_run(tmp_path, capsys, monkeypat
     for name in ("counts.json", "rejected.csv", "provenance.json"):
         assert "lungs are clear" not in (folder / name).read_text()
     more = {"data.name": "mimic_cxr", "total_steps": 2, "checkpoint_every_steps": 2, "final_evaluators": "()"}
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # two steps: compiling is all that takes time
     tiny.run(tiny.command(data, tmp_path / "run", arg="small", **more))
     assert sorted(tiny.losses(tmp_path / "run")) == [1, 2]

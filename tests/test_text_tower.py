@@ -28,9 +28,6 @@ SOURCE = [
 ]
 
 
-pytestmark = pytest.mark.usefixtures("compile_cheaply")
-
-
 def tiny_config(**fields):
     sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32) | fields
     return BertConfig(vocab_size=WORDS.vocab_size, max_position_embeddings=64, **sizes)

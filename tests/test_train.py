@@ -11,8 +11,13 @@ import numpy as np
 import pytest
 import tiny
 
+from configs import imitate
 from medvlp_jax import build, text_tower
+from medvlp_jax.evaluate import evaluate
 from medvlp_jax.goodput import USES
+from medvlp_jax.train import train
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +30,7 @@ def finished(data, tmp_path_factory):
     """A run of eight steps, and its folder."""
     workdir = tmp_path_factory.mktemp("finished")
     more = {"final_evaluators": tiny.ALL_EVALUATORS, "report": True}
-    return tiny.run(tiny.command(data, workdir, total_steps=8, **more)), workdir
+    return tiny.run(tiny.command(data, workdir, total_steps=8, **more), frameworks=True), workdir
 
 
 def test_run_folder_and_scores(finished):
@@ -127,36 +132,29 @@ def test_full_disk_is_named_and_the_run_goes_on_when_there_is_space(data, small_
     assert json.loads((workdir / "goodput.json").read_text())["attempts"] == 2
 
 
-def test_evaluation_alone_repeats_the_scores(data, finished):
+def test_evaluation_alone_repeats_the_scores_and_takes_several_checkpoints(data, finished):
     _, workdir = finished
     before = json.loads((workdir / "scores.json").read_text())
     more = {"final_evaluators": tiny.ALL_EVALUATORS, "total_steps": 8}
-    done = tiny.run(tiny.command(data, workdir, "--mode", "eval", **more))
-    assert "Scores on" in done.stdout
-    assert json.loads((workdir / "scores.json").read_text()) == before
-
-
-def test_evaluation_of_several_checkpoints(data, finished):
-    _, workdir = finished
-    done = tiny.run(tiny.command(data, workdir, "--mode", "eval", "--checkpoints", "6,8", total_steps=8))
+    done = tiny.run(tiny.command(data, workdir, "--mode", "eval", "--checkpoints", "6,8", **more))
     assert [line.split("step ")[1] for line in done.stdout.splitlines() if line.startswith("Scores on")] == ["6", "8"]
     assert {path.name for path in (workdir / "scores").iterdir()} >= {"6.json", "8.json"}
-    refuse(
-        tiny.command(data, workdir, "--mode", "eval", "--checkpoints", "7", total_steps=8),
-        "no checkpoint of step 7",
-        "8",
-    )
+    assert json.loads((workdir / "scores.json").read_text()) == before
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 7.*8"):
+        evaluate(tiny.make_config(data, total_steps=8), workdir, checkpoint_steps=(7,))
     refuse(tiny.command(data, workdir, "--mode", "eval", "--checkpoints", "last", total_steps=8), "must be 'all' or")
 
 
 def test_patients_of_training_are_refused_as_a_test_set(data, finished):
     _, workdir = finished
     overlap = {"data.test_split": "train[:6]", "total_steps": 8}
-    refuse(tiny.command(data, workdir, "--mode", "eval", **overlap), "are also in the training split", "allow_patient")
+    with pytest.raises(ValueError, match=r"are also in the training split.*allow_patient"):
+        evaluate(tiny.make_config(data, **overlap), workdir)
     allowed = {**overlap, "evaluation.allow_patient_overlap": True}
     tiny.run(tiny.command(data, workdir, "--mode", "eval", **allowed))
     scores = json.loads((workdir / "scores.json").read_text())
     assert scores["patients_shared_with_training"] == scores["patients"] > 0
+    assert scores["step"] == 8  # the newest
 
 
 def refuse(arguments, *words):
@@ -174,16 +172,15 @@ def test_other_config_in_the_same_folder(data, finished):
 
 
 def test_evaluation_of_an_empty_folder(data, tmp_path):
-    refuse(tiny.command(data, tmp_path / "none", "--mode", "eval"), "holds no run")
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        evaluate(tiny.make_config(data), tmp_path / "none")
 
 
 def test_data_that_is_not_prepared(tmp_path):
-    full = ["--config", "configs/imitate.py", "--workdir", str(tmp_path / "run"), "--config.data.dir", str(tmp_path)]
-    refuse(
-        [tiny.sys.executable, "-m", "medvlp_jax.main", *full],
-        "python -m medvlp_jax.prepare mimic_cxr",
-        "configs/imitate.py:demo",
-    )
+    full = imitate.get_config().unlock()
+    full.data.dir = str(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"(?s)python -m medvlp_jax.prepare mimic_cxr.*configs/imitate.py:demo"):
+        train(full.lock(), tmp_path / "run")
 
 
 def test_unknown_config_words(data, tmp_path):
@@ -207,9 +204,8 @@ def test_a_run_with_parts_and_a_ring(data, tmp_path):
     assert "pairs     ring, as configured" in done.stdout
     assert sorted(tiny.losses(tmp_path / "run")) == [1, 2]
     more["pairs.schedule"] = "rings"
-    wrong = tiny.run(tiny.command(data, tmp_path / "wrong", **more), check=False)
-    assert wrong.returncode == 2
-    assert "Unknown schedule 'rings'. Choose one of dense, chunked, ring" in wrong.stderr
+    with pytest.raises(ValueError, match=r"Unknown schedule 'rings'\. Choose one of dense, chunked, ring"):
+        train(tiny.make_config(data, **more), tmp_path / "wrong")
 
 
 def test_a_text_cache_grows_when_other_splits_are_asked_for(data, tmp_path):

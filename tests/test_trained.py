@@ -11,7 +11,6 @@ from test_text_tower import SENTENCES
 from medvlp_jax import build, methods, text_tower, trained
 from medvlp_jax import step as steps
 
-pytestmark = pytest.mark.usefixtures("compile_cheaply")
 TEXTS = [SENTENCES[0], "Clear.", SENTENCES[0], " ".join(SENTENCES[:4])]
 
 

@@ -2,12 +2,14 @@
 
 import ast
 import collections
-import contextlib
+import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -16,6 +18,22 @@ from ml_collections import ConfigDict
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STUDIES = {"train_studies": 40, "validation_studies": 12, "test_studies": 12}
+SESSION = Path(tempfile.gettempdir()) / f"medvlp-jax-tests-{os.getpid()}"
+"""What the processes of a test session share; `conftest.py` puts it among the session's temporary folders."""
+
+
+def made_once(name: str, make: Callable[[Path], object]) -> Path:
+    """The folder `name` of the session, which the first process that asks for it makes. `make` fills a new folder."""
+    SESSION.mkdir(parents=True, exist_ok=True)
+    folder, part = SESSION / name, SESSION / f"{name}.part"
+    with (SESSION / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            make(part)
+            part.rename(folder)
+    return folder
 
 
 def bert_config(**changes):
@@ -28,10 +46,13 @@ def bert_config(**changes):
 
 
 def make_data(folder: Path) -> Path:
-    """Prepares the phantoms (64 px) and a text tower under `folder`; returns the data folder."""
+    """Puts the phantoms (64 px) and a text tower under `folder`; returns the data folder."""
     from medvlp_jax.prepare import prepare
 
-    prepare("cxr_phantom/tiny", folder, size=64, workers=1, progress=False, **STUDIES)
+    def phantoms(new: Path) -> None:
+        prepare("cxr_phantom/tiny", new, size=64, workers=1, progress=False, **STUDIES)
+
+    shutil.copytree(made_once("phantoms", phantoms), folder, dirs_exist_ok=True)
     return make_tower(folder)
 
 
@@ -44,9 +65,23 @@ def make_tower(folder: Path) -> Path:
     words = tokenizer.load("phantom")
     config = bert_config(vocab_size=words.vocab_size)
     ids = np.zeros((1, 4), np.int32)
-    save_bert(folder / "tower", config, jax.jit(Bert(config).init)(jax.random.key(0), ids, ids))
+    save_bert(folder / "tower", config, fill(jax.eval_shape(Bert(config).init, jax.random.key(0), ids, ids)))
     words.save(folder / "tower")
     return folder
+
+
+def fill(shapes, seed: int = 0):
+    """Values of a trained model's size for a tree of shapes, without compiling; nothing stays at its default."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(path, shape):
+        name = path[-1].key
+        if name in ("var", "scale"):
+            return rng.uniform(0.5, 1.5, shape.shape).astype(np.float32)
+        spread = np.sqrt(2 / max(np.prod(shape.shape[:-1]), 1)) if name == "kernel" else 0.2
+        return rng.normal(0, spread, shape.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
 def chest(height: int = 200, width: int = 180) -> np.ndarray:
@@ -88,24 +123,27 @@ def overrides(data: Path, **more: object) -> dict[str, object]:
         "checkpoint_every_steps": 2,
         "eval_every_steps": 0,
         "optimizer.warmup_steps": 1,
+        "optimizer.schedule": "constant",  # the program does not depend on the length: runs share compiled steps
         "model.trunk.widths": "(8, 8, 16, 16)",
         "model.trunk.width": 8,
         "model.features": 16,
         "data.threads": 2,
         "final_evaluators": "('validation_loss', 'retrieval')",
+        "evaluation.seeds": 2,
+        "evaluation.resamples": 100,
         "report": False,
         **more,
     }
 
 
-def make_config(data: Path) -> ConfigDict:
-    """The locked config of a tiny run on `data`."""
+def make_config(data: Path, **more: object) -> ConfigDict:
+    """The locked config of a tiny run on `data`, as `command` asks for it."""
     from configs import imitate
 
     config = imitate.get_config("demo")
     with config.unlocked():
         # Tuples are written as the command line takes them.
-        written = overrides(data).items()
+        written = overrides(data, **more).items()
         fields = {n: ast.literal_eval(v) if isinstance(v, str) and v.startswith("(") else v for n, v in written}
         config.update_from_flattened_dict(fields)
     return config
@@ -124,11 +162,8 @@ def make_run(data: Path, workdir: Path, step: int = 4) -> Path:
     model = methods.get(config.method).build(config)
     batch = build.batch_shapes(config, text_tower.of_config(config).width)
     shapes = jax.eval_shape(lambda: steps.init_variables(model, batch, config.seed))
-    rng = np.random.default_rng(0)  # without compiling the initialisation
-    state = jax.tree.map(lambda s: rng.normal(0.1, 0.3, s.shape).astype(s.dtype), shapes)
-    state["batch_stats"] = jax.tree.map(np.abs, state["batch_stats"])
     with Checkpoints(workdir / "checkpoints", keep=1) as checkpoints:
-        checkpoints.save(step, state, {})
+        checkpoints.save(step, fill(shapes), {})
         checkpoints.wait()
     return workdir
 
@@ -140,44 +175,36 @@ def command(data: Path, workdir: Path, *flags: str, arg: str = "demo", **more: o
     return [sys.executable, "-m", "medvlp_jax.main", *config, *fields, *flags]
 
 
-# Hardly any optimisation: half the processor time of compiling a step at level 1.
+# Hardly any optimisation: half the processor time of compiling a step. Most programs of the tests run once or twice.
 CHEAP = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false "
     "--xla_cpu_parallel_codegen_split_count=2"
 )
 
 
-@contextlib.contextmanager
-def compiling_cheaply():
-    """Programs that are compiled inside, to run once or twice, are compiled without most optimisations."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
+def environment(devices: int = 1, frameworks: bool = False) -> dict[str, str]:
+    """Environment of a subprocess with simulated devices that starts fast and compiles cheaply.
 
-
-def environment(devices: int = 1) -> dict[str, str]:
-    """Environment of a subprocess with simulated devices, compiling cheaply."""
+    Args: frameworks: whether TensorFlow and PyTorch may be loaded, for event files; each takes seconds.
+    """
+    path = [] if frameworks else [str(REPOSITORY / "tests" / "without_frameworks")]
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([*path, str(REPOSITORY)]),
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {CHEAP}",
         "TF_CPP_MIN_LOG_LEVEL": "3",
-        # Runs of one test session compile the same steps again and again.
-        "JAX_COMPILATION_CACHE_DIR": str(
-            Path(tempfile.gettempdir()) / f"medvlp-jax-tests-{os.getppid()}-{os.getpid()}"
-        ),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
+        # Runs of one test session compile the same programs again and again.
+        "JAX_COMPILATION_CACHE_DIR": str(SESSION / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_SHARE_BINARY_BETWEEN_HOSTS": "1",  # of several processes the first compiles for all
     }
 
 
-def run(args: list[str], devices: int = 1, check: bool = True) -> subprocess.CompletedProcess:
-    """Runs a command in the repository; on failure shows its output."""
-    done = subprocess.run(
-        args, cwd=REPOSITORY, env=environment(devices), capture_output=True, text=True, timeout=300, check=False
-    )
+def run(args: list[str], devices: int = 1, check: bool = True, frameworks: bool = False) -> subprocess.CompletedProcess:
+    """Runs a command in the repository (see `environment`); on failure shows its output."""
+    env = environment(devices, frameworks)
+    done = subprocess.run(args, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=300, check=False)
     if check and done.returncode:
         raise AssertionError(f"{' '.join(args)}\nended with {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done

@@ -5,7 +5,7 @@ import shutil
 import jax
 import pytest
 import tiny
-from tiny_run import fill, shapes_of, tiny_config
+from tiny_run import shapes_of, tiny_config
 
 from medvlp_jax import config as configs
 from medvlp_jax import optim
@@ -13,11 +13,6 @@ from medvlp_jax import step as steps
 from medvlp_jax.checkpoint import Checkpoints
 from medvlp_jax.export import check, export
 from medvlp_jax.trained import open_run
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_quickly(compile_cheaply):
-    """The programs are run once or twice: compiling them well would take most of the time."""
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +29,7 @@ def run(data, tmp_path_factory):
     configs.claim_workdir(config, workdir)
     with Checkpoints(workdir / "checkpoints", keep=3) as checkpoints:
         for step in (2, 4):
-            state = steps.start_state(fill(shapes_of(config), seed=step), optim.optimizer(config.optimizer, 4), 0)
+            state = steps.start_state(tiny.fill(shapes_of(config), seed=step), optim.optimizer(config.optimizer, 4), 0)
             checkpoints.save(step, state, {"examples_seen": 8 * step, "seconds": 1.0, "method": "imitate"})
     return workdir
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from tiny_run import fill, shapes_of, tiny_config
+from tiny_run import shapes_of, tiny_config
 
 from medvlp_jax import config as configs
 from medvlp_jax import optim, text_tower
@@ -32,7 +32,7 @@ def test_export_computes_the_same_and_comes_back(name, fields, data, tmp_path):
     workdir.mkdir()
     configs.claim_workdir(config, workdir)
     state = steps.start_state(
-        fill(shapes_of(config, tower.width, tower.config)), optim.optimizer(config.optimizer, 4), 0
+        tiny.fill(shapes_of(config, tower.width, tower.config)), optim.optimizer(config.optimizer, 4), 0
     )
     with Checkpoints(workdir / "checkpoints", keep=1) as checkpoints:
         checkpoints.save(4, state, {"examples_seen": 32, "seconds": 1.0, "method": name})

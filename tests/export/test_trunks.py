@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import tiny
 from encoders import reference_weights
-from tiny_run import fill
 
 from medvlp_jax.encoders.resnet import ResNet
 from medvlp_jax.encoders.vit import ViT
@@ -31,7 +30,7 @@ def test_trunks_of_any_shape_open_in_torch(name, tmp_path):
     image = reference_weights.image(2, 32, trunk.in_channels)
     options = {} if isinstance(trunk, ViT) else {"train": False}
     shapes = jax.eval_shape(lambda: trunk.init(jax.random.key(0), image, **options))
-    variables = fill(shapes)
+    variables = tiny.fill(shapes)
     tensors, described = to_torch_names(variables, parts.trunk_arch(trunk)), parts.describe_trunk(trunk)
     ours = trunk.apply(variables, image, **options)
     pixels = torch.from_numpy(image).permute(0, 3, 1, 2)

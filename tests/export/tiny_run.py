@@ -12,20 +12,6 @@ from medvlp_jax import step as steps
 from medvlp_jax.build import batch_shapes
 
 
-def fill(shapes, seed=0):
-    """Values of a trained model's size for a tree of shapes; nothing stays at its default."""
-    rng = np.random.default_rng(seed)
-
-    def leaf(path, shape):
-        name = path[-1].key
-        if name in ("var", "scale"):
-            return rng.uniform(0.5, 1.5, shape.shape).astype(np.float32)
-        spread = np.sqrt(2 / max(np.prod(shape.shape[:-1]), 1)) if name == "kernel" else 0.2
-        return rng.normal(0, spread, shape.shape).astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(leaf, shapes)
-
-
 def tiny_config(data, method="imitate", argument="demo", **more):
     config = importlib.import_module(f"configs.{method}").get_config(argument)
     fields = tiny.overrides(data, **({"model.read.eval_draws": 2} if method == "imitate" else {}), **more)

@@ -29,8 +29,6 @@ TERMS = {
 }
 LOCAL_WORDS = {"kind": "words", "weight": 0.7, "text": "findings", "duplicates": "mask", **WORDS}
 
-pytestmark = pytest.mark.usefixtures("compile_cheaply")
-
 
 def config(terms=None, argument="demo", **fields):
     cfg = hierarchical_local.get_config(argument).unlock()

@@ -20,7 +20,6 @@ from medvlp_jax.methods import towers
 from medvlp_jax.methods.gloria import Embeddings
 from tests.methods.test_two_towers import batch_of, values
 
-pytestmark = pytest.mark.usefixtures("compile_cheaply")
 BERT = tiny.bert_config(num_hidden_layers=2)
 LENGTH = 12
 METHOD = methods.get("gloria")

@@ -18,8 +18,6 @@ from tests.methods.test_two_towers import values
 BERT = tiny.bert_config(max_position_embeddings=32)
 PARTS = ("region_to_seen", "seen_to_region", "sentence_to_seen", "seen_to_sentence")
 
-pytestmark = pytest.mark.usefixtures("compile_cheaply")
-
 
 def config(argument="", **loss):
     cfg = lovt_config.get_config(argument).unlock()

@@ -21,7 +21,6 @@ from medvlp_jax.methods.mgca import Embeddings
 from tests.methods.test_gloria import LENGTH, SMALL, tokens
 from tests.methods.test_two_towers import batch_of, values
 
-pytestmark = pytest.mark.usefixtures("compile_cheaply")
 BERT = tiny.bert_config()
 METHOD = methods.get("mgca")
 

@@ -58,8 +58,7 @@ def test_sixteen_pairs_reach_perfect_retrieval(name, preset):
         batch[f"{section}_hash"] = np.arange(PAIRS, dtype=np.int32)
     method = methods.get(name)
     model, tx = method.build(config, BERT), optim.optimizer(config.optimizer, 200)
-    with tiny.compiling_cheaply():
-        state = jax.jit(lambda: steps.init_state(model, tx, batch, 0))()
+    state = jax.jit(lambda: steps.init_state(model, tx, batch, 0))()
     train_step = jax.jit(steps.make_train_step(model, method, tx, config, examples=PAIRS), donate_argnums=0)
     losses = []
     # LoVT: until its running averages have settled.
@@ -68,9 +67,8 @@ def test_sixteen_pairs_reach_perfect_retrieval(name, preset):
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.7 * losses[0]
     variables = {"params": state["params"], "batch_stats": state["batch_stats"]}
-    with tiny.compiling_cheaply():
-        image = jax.jit(lambda v, x: model.apply(v, x, method="embed_image").aligned)(variables, batch["image"][:, :1])
-        text = jax.jit(lambda v, b: model.apply(v, b, method="embed_text").aligned)(variables, batch)
+    image = jax.jit(lambda v, x: model.apply(v, x, method="embed_image").aligned)(variables, batch["image"][:, :1])
+    text = jax.jit(lambda v, b: model.apply(v, b, method="embed_text").aligned)(variables, batch)
     image = {section: np.asarray(x_BxVxD)[:, 0] for section, x_BxVxD in image.items()}
     text = {section: np.asarray(x_BxD) for section, x_BxD in text.items()}
     fields = {name: x for name, x in batch.items() if name.startswith("has_") or name.endswith("_hash")}

@@ -18,9 +18,6 @@ NAMES = ("clip", "convirt", "siglip")
 BERT = tiny.bert_config()
 
 
-pytestmark = pytest.mark.usefixtures("compile_cheaply")
-
-
 def get(name, argument="", **loss):
     config = importlib.import_module(f"configs.{name}").get_config(argument).unlock()
     config.loss.update({"group_size": 0, **loss})

@@ -73,9 +73,6 @@ def test_what_does_not_fit_is_told_from_other_errors():
     assert topology.too_large(RuntimeError("INTERNAL: something else")) is None
 
 
-pytestmark = pytest.mark.usefixtures("compile_cheaply")
-
-
 @pytest.fixture
 def here():
     """This process's CPU as a slice of one chip, so that the whole path runs without the TPU compiler."""
