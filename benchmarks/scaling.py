@@ -29,6 +29,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "scaling.md"
 EXAMPLES = 217_000  # pairs of MIMIC-CXR; 50 epochs of them are the run whose hours are given
 RECIPE = {"epochs": 50}
 METHODS_BATCH = 1024  # of the plans of all methods: 64 per chip of v5e:4x4
+CONFIGS = {"composed": "hierarchical_local"}  # where a method has none of its own name
 # What follows `--topology`, as it is typed; the batch is the recipe's 1,024 unless said otherwise.
 PLANS = (
     "v5e:4x4",
@@ -53,7 +54,7 @@ WORD_REGION = ((512, 196, 64), (2048, 196, 64), (1024, 361, 97))
 
 def plan(name: str, fields: dict[str, Any], method: str = "imitate") -> costs.Plan:
     """The plan of a method's full recipe with some fields changed."""
-    config = importlib.import_module(f"configs.{method}").get_config().unlock()
+    config = importlib.import_module(f"configs.{CONFIGS.get(method, method)}").get_config().unlock()
     config.update_from_flattened_dict({**RECIPE, **fields})
     gc.collect()  # a compiled step holds gigabytes
     return costs.make_plan(config.lock(), topology.describe(name), examples=EXAMPLES, text_width=768)

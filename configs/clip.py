@@ -41,6 +41,7 @@ def released(config):
     config.text.sections = ("impression",)
     config.text.missing = "placeholder"
     config.text.max_length = 77
+    config.text.dtype = "float32"
     config.image.mean, config.image.std = (0.39799,) * 3, (0.32721,) * 3
     config.image.augment = "decode|center({size})"
     config.image.evaluate = "decode|center({size})"

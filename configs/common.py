@@ -164,6 +164,7 @@ def base() -> ConfigDict:
     config.text.layers = 0  # keep only the first layers of the tower; 0: all
     config.text.missing = "mask"
     config.text.dtype = "float32"
+    config.text.remat = False  # a tower that is trained computes its layers again in the backward pass
     # True: frozen vectors are computed once and read from a cache. False: the tower runs inside every step, as one that
     # is trained must.
     config.text.cache = True
@@ -246,8 +247,9 @@ def one_view(config: ConfigDict, *, epochs: int, batch_size: int, learning_rate:
 
 
 def trained_text(config: ConfigDict, weights: str = "emilyalsentzer/Bio_ClinicalBERT") -> None:
-    """A text tower that learns along, from these weights."""
+    """A text tower that learns along, from these weights; of every layer the backward pass keeps the input only."""
     config.text.weights, config.text.trained, config.text.cache = weights, True, False
+    config.text.dtype, config.text.remat = config.model.dtype, True
 
 
 def small(config: ConfigDict) -> None:
@@ -273,7 +275,8 @@ def small(config: ConfigDict) -> None:
     config.text.weights = "phantom" if phantom and config.text.trained else "auto"
     config.text.pooling = "mean"
     config.text.max_length = 128
-    config.model.dtype = "float32"
+    config.model.dtype = config.text.dtype = "float32"
+    config.text.remat = False
     config.model.trunk.update(
         dict(
             depth="18",

@@ -44,6 +44,7 @@ def released(config):
     """philip-mueller/lovt's version; each line is one documented difference (see medvlp_jax/methods/convirt.py)."""
     config.epochs = 500
     config.batch_size = 32
+    config.text.dtype = "float32"
     config.image.augment = config.image.augment.removesuffix(")") + ", hflip=0.5)"
     config.loss.duplicates = "negative"
     common.groups(config, 32)
@@ -60,6 +61,7 @@ def mgca_variant(config):
     config.epochs = 50
     config.batch_size = 144
     config.text.draw = "whole"
+    config.text.dtype = "float32"
     config.image.augment = "decode|views({views}, size={size}, crop_from=256)"
     config.model.features = 128
     config.loss.update(dict(temperature=0.07, image_to_text=1.0, text_to_image=1.0, duplicates="negative"))

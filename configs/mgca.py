@@ -56,6 +56,7 @@ def released(config):
     """What the public code computed, two devices of 72; each line is one documented difference (see
     medvlp_jax/methods/mgca.py)."""
     config.text.split = "gloria"
+    config.text.dtype = "float32"
     config.image.mean = config.image.std = (0.5,) * 3
     config.image.augment = "decode|views({views}, size={size}, crop_from=256)"
     config.model.local.update(dict(following_attention=True, drop_unclosed=True, mask_statistics=False))

@@ -40,6 +40,7 @@ def released(config):
     config.total_steps = 5000
     config.batch_size = 512
     config.text.max_length = 16
+    config.text.dtype = "float32"
     config.image.augment = "decode|views({views}, size={size}, crop_from=256, hflip=0.5)"
     config.loss.duplicates = "negative"
     config.model.logits.bias = -2.71

@@ -95,6 +95,7 @@ class Bert(nn.Module):
         *,
         train: bool = False,
         inputs_embeds: jax.Array | None = None,
+        room: int = 0,
     ) -> BertOutput:
         """Encodes token ids.
 
@@ -103,6 +104,7 @@ class Bert(nn.Module):
             mask: [B, L] bool or 0/1; False positions are not attended to (their own outputs are meaningless).
             token_types: [B, L] int, default 0.
             train: apply dropout (rng 'dropout').
+            room: with `remat`, the length that inputs of layers are kept at, at least L; see `at_shortest_length`.
 
         Raises:
             ValueError: neither or both of ids and inputs_embeds, or more positions than the table has.
@@ -129,14 +131,15 @@ class Bert(nn.Module):
         bias = key_bias(mask)
         layer_class = nn.remat(BertLayer, static_argnums=(3,)) if self.remat else BertLayer
         hidden, attention = [x], None
+        x = _resized(x, max(room, length) if self.remat else length)
         for i in range(config.num_hidden_layers):
             x, attention = layer_class(config, self.dropout, self.dtype, name=f"layer_{i}")(x, bias, train)
-            hidden.append(x)
+            hidden.append(_resized(x, length))
         pooled = None
         if self.pooler:
             dense = nn.Dense(config.hidden_size, dtype=self.dtype, kernel_init=init, name="pooler")
             pooled = jnp.tanh(dense(x[:, 0]))
-        return BertOutput(x, tuple(hidden), attention, pooled)
+        return BertOutput(hidden[-1], tuple(hidden), attention, pooled)
 
     @nn.nowrap
     def word_embeddings(self, ids: jax.Array) -> jax.Array:
@@ -147,7 +150,10 @@ class Bert(nn.Module):
 
 
 class BertLayer(nn.Module):
-    """Attention and feed-forward, each followed by residual and LayerNorm (post-norm)."""
+    """Attention and feed-forward, each followed by residual and LayerNorm (post-norm).
+
+    Of x [B, L, E] the first positions, as many as `bias` has, are encoded; the others come out as zeros.
+    """
 
     config: BertConfig
     dropout: float = 0.0
@@ -158,6 +164,7 @@ class BertLayer(nn.Module):
         config = self.config
         init = nn.initializers.normal(config.initializer_range)
         drop = nn.Dropout(self.dropout, deterministic=not train)
+        room, x = x.shape[1], _resized(x, bias.shape[-1])
         attended, weights = SelfAttention(
             config.num_attention_heads, self.dropout, kernel_init=init, dtype=self.dtype, name="attention"
         )(x, bias, train=train)
@@ -165,7 +172,16 @@ class BertLayer(nn.Module):
         h = FeedForward(
             config.intermediate_size, config.hidden_act, kernel_init=init, dtype=self.dtype, name="feed_forward"
         )(x)
-        return layer_norm(config.layer_norm_eps, self.dtype, "feed_forward_norm")(x + drop(h)), weights
+        x = layer_norm(config.layer_norm_eps, self.dtype, "feed_forward_norm")(x + drop(h))
+        return _resized(x, room), weights
+
+
+def _resized(x: jax.Array, length: int) -> jax.Array:
+    """[B, L, E] cut, or filled up with zeros, to `length`."""
+    missing = length - x.shape[1]
+    if missing == 0:
+        return x
+    return jnp.pad(x, ((0, 0), (0, missing), (0, 0))) if missing > 0 else x[:, :length]
 
 
 class BertForMaskedLM(nn.Module):
@@ -268,6 +284,9 @@ def at_shortest_length(
     Shapes are static and the length is one number for all devices, so this runs under any sharding of the texts.
     Positions cut off are padding in every text; a text without any real token, whose vector means nothing, may come out
     different.
+
+    For a backward pass every branch has arrays of its own, of which branches share those of one shape. So what `encode`
+    keeps should have the same shape at all lengths, and be little: a `Bert` with `remat` and `room`.
 
     Args: encode: pure; its result must not depend on the length. ids, mask: [B, L]. longest: the greatest of
       `token_counts(mask)` when it is known.

@@ -12,6 +12,7 @@ weights) are not: trunk and text tower are those of the config. Every other diff
 |---------------------------|---------------|-----------------|---------------------------------------------|
 | `text.sections`           | impression    | report          | findings say where and how                  |
 | `text.missing`            | placeholder   | mask            | "none reported" is not a text to align with |
+| `text.dtype`              | float32       | bfloat16        | as the trunk: half the memory               |
 | `loss.duplicates`         | negative      | mask            | identical texts are no negatives            |
 | `loss.group_size`         | 16            | 0 (whole batch) | negatives from all devices                  |
 | `model.bn.scope`          | group (16)    | global          | statistics independent of the device count  |

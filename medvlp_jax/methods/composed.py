@@ -83,7 +83,7 @@ class Composed(nn.Module):
         if "sentences" in self.by_units.values():
             self.cross_attention = SharedCrossAttention({**towers.batch_norm(model), "views": views}, dtype=dtype)
         if self.bert is not None:
-            self.text_tower = local_towers.trained_bert(self.bert, self.text)
+            self.text_tower = towers.trained_bert(self.bert, self.text)
         if any(map(learns_scale, self.terms.values())):
             self.logits = LogitScale(**model.logits)
 
@@ -180,7 +180,7 @@ class Composed(nn.Module):
         count = self.text.max_sentences if units == "sentences" else ids_BxL.shape[1]
 
         def read(output: BertOutput, mask_Bxl: Array, segment_Bxl: Array) -> tuple[Array, Array]:
-            vector_BxE = pool(output.last, mask_Bxl, self.text.pooling).astype(jnp.float32)
+            vector_BxE = pool(output.last.astype(jnp.float32), mask_Bxl, self.text.pooling)
             return vector_BxE, segment_reduce(output.last.astype(jnp.float32), segment_Bxl, count, REDUCE[units])
 
         vector_BxE, unit_BxUxE = towers.of_tokens(self.text_tower, read, ids_BxL, mask_BxL, segment_BxL)

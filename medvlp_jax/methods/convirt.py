@@ -17,6 +17,7 @@ There is no official code. Reference for `preset='released'`: the re-implementat
 | `loss.text_to_image`   | 0.25       | 0.25            | 1            | weight of the columns' losses       |
 | `model.features`       | 512        | 512             | 128          |                                     |
 | `text.draw`            | sentence   | sentence        | whole        | what a text is                      |
+| `text.dtype`           | float32    | bfloat16        | float32      | as the trunk: half the memory       |
 | `image.augment` flip   | 0.5        | none            | none         | flips contradict "left" and "right" |
 | `optimizer.name`       | adam       | adamw           | adamw        | decay apart from the gradient       |
 | `optimizer.schedule`   | constant   | cosine          | cosine       | see below                           |

@@ -39,7 +39,7 @@ Reference for `preset='released'`: marshuang80/gloria@416466a. Every difference 
 
 The released schedule halves the rate when the validation loss stands still; that is not built, its rate stays
 constant. A word that is unknown to the vocabulary ([UNK]) costs the released code one word at the end of the text; here
-it counts as a word in both presets. Training is float32 or bfloat16 (`model.dtype`), not float16.
+it counts as a word in both presets. Training is float32 or bfloat16 (`model.dtype`, `text.dtype`), not float16.
 """
 
 from typing import Any, NamedTuple
@@ -100,7 +100,7 @@ class Gloria(nn.Module):
         self.trunk = towers.trunk(self.model, self.image.views)
         self.image_head = ProjectionHead(0, **rest)
         self.region_head = ProjectionHead(0, **rest, use_bias=False)
-        self.text_tower = local_towers.trained_bert(self.bert, self.text)
+        self.text_tower = towers.trained_bert(self.bert, self.text)
 
     @property
     def section(self) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from medvlp_jax.encoders.bert import Bert, BertConfig
+from medvlp_jax.encoders.bert import BertConfig
 from medvlp_jax.methods.two_towers import one_section
 
 
@@ -38,11 +38,6 @@ def tokens_of(batch: dict[str, Array], section: str) -> tuple[Int[Array, "B L"],
     """Ids, mask and segment of a section of a batch; what is not real has no segment."""
     ids_BxL, mask_BxL, segment_BxL = (batch[f"{section}_{name}"] for name in ("ids", "mask", "segment"))
     return ids_BxL, mask_BxL, jnp.where(mask_BxL, segment_BxL, -1)
-
-
-def trained_bert(bert: BertConfig, text: Any) -> Bert:
-    """The text tower of `config.text`, unbound."""
-    return Bert(bert, dtype=jnp.dtype(text.dtype))
 
 
 def flat_regions(region_NxhxwxD: Float[Array, "N h w D"]) -> Float[Array, "N R D"]:

@@ -100,7 +100,7 @@ class Lovt(nn.Module):
         image_norm = {**norm, "views": self.image.views}
         head = {"features": model.features, "dtype": dtype, "init": model.head.init, "norm_output": False}
         self.trunk = towers.trunk(model, self.image.views)
-        self.text_tower = local_towers.trained_bert(self.bert, self.text)
+        self.text_tower = towers.trained_bert(self.bert, self.text)
         self.image_pool = AttentionPool(model.pool.heads, dtype=dtype)
         self.text_pool = AttentionPool(model.pool.heads, model.pool.mean_over_padding, dtype=dtype)
         self.image_head, self.region_head = (

@@ -30,6 +30,7 @@ is one config field:
 | `loss.group_size`                   | 72          | 0 (whole batch)  | negatives and balance over all devices        |
 | `model.bn.scope`                    | group (72)  | global           | statistics independent of the device count    |
 | `text.split`                        | gloria      | simple           | that rule splits decimals, drops punctuation  |
+| `text.dtype`                        | float32     | bfloat16         | as the trunk: half the memory                 |
 | `image.mean`, `image.std`           | 0.5         | ImageNet's       | those of the trunk's first weights            |
 | `image.augment`                     | crop        | and rotation,    | as the other methods here                     |
 |                                     |             | contrast         |                                               |
@@ -107,7 +108,7 @@ class Mgca(nn.Module):
         self.region_head = ProjectionHead(model.head.region_hidden, norm=of_image, **rest)
         self.text_head = ProjectionHead(model.head.text_hidden, norm=norm, **rest)
         self.word_head = ProjectionHead(model.head.word_hidden, norm=norm, **rest)
-        self.text_tower = local_towers.trained_bert(self.bert, self.text)
+        self.text_tower = towers.trained_bert(self.bert, self.text)
         init = symmetric_uniform(1.0 / math.sqrt(model.features))
         self.prototypes = self.param("prototypes", init, (model.prototypes, model.features), jnp.float32)
 
@@ -169,7 +170,7 @@ class Mgca(nn.Module):
             segment_BxL = drop_unclosed(segment_BxL)
 
         def read(output: BertOutput, mask_Bxl: Array, segment_Bxl: Array) -> tuple[Array, Array, Array]:
-            text_BxE = pool(output.last, mask_Bxl, self.text.pooling).astype(jnp.float32)
+            text_BxE = pool(output.last.astype(jnp.float32), mask_Bxl, self.text.pooling)
             unit_BxLxE = segment_reduce(output.last.astype(jnp.float32), segment_Bxl, length, "sum")
             paid_Bxl = jnp.mean(output.attention[:, :, 0], axis=1)
             paid_BxL = unit_attention(paid_Bxl, segment_Bxl, length, following_piece=local.following_attention)

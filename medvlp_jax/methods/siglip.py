@@ -19,6 +19,7 @@ Every other difference is one config field:
 | `optimizer.weight_decay`  | 0.01       | 0.05              | as the other methods here           |
 | `batch_size`              | 512        | 1024              | more pairs                          |
 | `text.max_length`         | 16         | 256               | a report is longer than a caption   |
+| `text.dtype`              | float32    | bfloat16          | as the trunk: half the memory       |
 | `image.augment` flips     | 0.5        | none              | flips contradict "left" and "right" |
 
 The released recipe's RandAugment is not built; its flip is.

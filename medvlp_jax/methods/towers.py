@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from medvlp_jax.encoders.bert import Bert, at_shortest_length, pool
+from medvlp_jax.encoders.bert import Bert, BertConfig, at_shortest_length, pool
 from medvlp_jax.encoders.resnet import ResNet
 from medvlp_jax.encoders.vit import ViT, vit
 
@@ -64,6 +65,11 @@ def regions(head: Callable[..., Array], levels: dict[str, Array], shape: tuple[i
     return region_NxhxwxD.reshape(*shape, *region_NxhxwxD.shape[1:])
 
 
+def trained_bert(bert: BertConfig, text: Any) -> Bert:
+    """The text tower of `config.text`, unbound, when it is trained."""
+    return Bert(bert, remat=text.get("remat", False), dtype=jnp.dtype(text.dtype))
+
+
 def text_vectors(tower: Bert, ids_BxL: Array, mask_BxL: Array, pooling: str) -> Float[Array, "B E"]:
     """One float32 vector per text from a trained tower bound to its parameters; see `encoders.bert.pool`.
 
@@ -71,7 +77,7 @@ def text_vectors(tower: Bert, ids_BxL: Array, mask_BxL: Array, pooling: str) -> 
     """
 
     def read(output, mask_BxL):
-        return pool(output.last, mask_BxL, pooling).astype(jnp.float32)
+        return pool(output.last.astype(jnp.float32), mask_BxL, pooling)
 
     return of_tokens(tower, read, ids_BxL, mask_BxL)
 
@@ -79,15 +85,19 @@ def text_vectors(tower: Bert, ids_BxL: Array, mask_BxL: Array, pooling: str) -> 
 def of_tokens(tower: Bert, read: Callable[..., Any], ids_BxL: Array, mask_BxL: Array, *more_BxL: Array) -> Any:
     """`read(output, mask, *more)` of a trained tower bound to its parameters, where `output` is a `BertOutput`.
 
-    All are cut to the shortest length that holds the batch; what `read` gives, must not depend on it.
+    All are cut to the shortest length that holds the batch; what `read` gives, must not depend on it. With `remat` the
+    backward pass computes layers and `read` again: inputs of layers are kept, at the full length, so that they lie in
+    the same memory whatever the length.
     """
     if tower.is_initializing():
         return read(tower(ids_BxL, mask_BxL), mask_BxL, *more_BxL)
     # Branches of different lengths must not touch the bound module: its parameters go in as arrays.
-    variables, pure = tower.variables, tower.clone(parent=None, name=None)
+    variables, pure, full = tower.variables, tower.clone(parent=None, name=None), ids_BxL.shape[1]
+    read = jax.checkpoint(read) if tower.remat else read
 
     def encode(ids_Bxl, mask_Bxl):
         length = ids_Bxl.shape[1]
-        return read(pure.apply(variables, ids_Bxl, mask_Bxl), mask_Bxl, *(x[:, :length] for x in more_BxL))
+        output = pure.apply(variables, ids_Bxl, mask_Bxl, room=full)
+        return read(output, mask_Bxl, *(x[:, :length] for x in more_BxL))
 
     return at_shortest_length(encode, ids_BxL, mask_BxL)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-from medvlp_jax.encoders.bert import Bert, BertConfig
+from medvlp_jax.encoders.bert import BertConfig
 from medvlp_jax.layers.heads import ProjectionHead
 from medvlp_jax.layers.logit_scale import LogitScale
 from medvlp_jax.losses.contrastive import contrastive
@@ -66,7 +66,7 @@ class TwoTowers(nn.Module):
         self.image_head = ProjectionHead(model.head.image_hidden, norm=image_norm, **rest)
         self.text_head = ProjectionHead(model.head.text_hidden, norm=norm, **rest)
         if self.bert is not None:
-            self.text_tower = Bert(self.bert, dtype=jnp.dtype(self.text.dtype))
+            self.text_tower = towers.trained_bert(self.bert, self.text)
         if "logits" in model:
             self.logits = LogitScale(**model.logits)
 

@@ -106,6 +106,7 @@ def run(config: Any, names: list[str]) -> None:
     for name in names:
         slice_ = topology.describe(name)
         plan = costs.make_plan(config, slice_, price=prices.get(slice_.kind), say=say, **settings)
+        search.remember(config, slice_, plan.memory.get("total"), text_width=_TEXT_WIDTH.value)
         found: dict[str, Any] = {}
         if plan.fits:
             found["remedies"] = search.remedies(config, slice_, say=say, **settings)

@@ -75,9 +75,15 @@ def bytes_per_chip(config: Any, slice_: topology.Topology, *, examples: int, tex
     lowered = costs.lower_step(config, mesh, text_width=text_width, examples=examples, say=lambda line: None)
     program, _ = topology.compile_for_chip(lowered.step, slice_)
     total = cost(program).total if program else None
+    remember(config, slice_, total, text_width=text_width)
+    return total
+
+
+def remember(config: Any, slice_: topology.Topology, total: int | None, *, text_width: int) -> None:
+    """Keeps for `bytes_per_chip` what a program takes that was compiled; None: it does not fit."""
+    file = _cache_file(config, slice_.name, text_width)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"bytes": total, "topology": slice_.name}), encoding="utf-8")
-    return total
 
 
 def _changed(config: Any, fields: dict[str, Any]) -> Any:

@@ -182,6 +182,11 @@ def test_what_was_compiled_is_remembered(here, config, monkeypatch, tmp_path):
     first = search.bytes_per_chip(config, here, examples=1, text_width=16)
     monkeypatch.setattr(search.costs, "lower_step", lambda *a, **k: pytest.fail("compiled again"))
     assert search.bytes_per_chip(config, here, examples=1, text_width=16) == first > 0
+    # So is what a plan has compiled: a search for the largest batch begins with it.
+    config.batch_size = 16
+    search.remember(config, here, None, text_width=16)
+    config.batch_size = 8
+    assert search.largest_batch(config, here, examples=1, text_width=16) == 8
 
 
 def test_bad_input_is_named():
