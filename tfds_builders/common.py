@@ -131,12 +131,16 @@ def finish_plan(
     split_rule: str = "",
     provenance: Mapping[str, Any] | None = None,
     locate: Callable[[dict[str, Any]], str] | None = None,
+    anywhere: bool = False,
 ) -> Plan:
     """The end of every plan: views, repeated ids, splits, missing files, limit; whatever goes is a rejection.
 
+    A path that a table leads out of the downloaded folders (an absolute one, or with `..`) is never opened.
+
     Args: items: see `film_records`; a split of "" is drawn by patient. tables: their checksums go to provenance.
       split_rule: in words, for items that came with a split. locate: the path of an item that has none yet; asked
-      only as far as --limit goes, because a slow disk takes minutes to look for every file of a large set.
+      only as far as --limit goes, because a slow disk takes minutes to look for every file of a large set. anywhere:
+      the table is the user's own, and may name files outside --root.
     Raises: ValueError for a patient in two splits (see `split_conflict`), or an unknown name in --splits.
     """
     rejected = list(rejections)
@@ -174,6 +178,7 @@ def finish_plan(
     kept, conflicts = splits.one_split_per_patient(kept, config.split_conflict)
     by_split = _by_split(kept, config.splits)
     planned: dict[str, list[dict[str, Any]]] = {}
+    roots = [] if anywhere else [folder for folder in (config.root, getattr(config, "images_root", "")) if folder]
     beyond = 0
     for split, of_split in by_split.items():
         there: list[dict[str, Any]] = []
@@ -182,6 +187,9 @@ def finish_plan(
                 beyond += len(of_split) - place
                 break
             path = item["path"] if locate is None else locate(item)
+            if not (anywhere or _inside(path, roots)):
+                rejected.append(Rejection("path_outside_root", row=item["row"], item=item["image"]))
+                continue
             try:
                 state = os.stat(path)
             except (OSError, ValueError):
@@ -199,6 +207,16 @@ def finish_plan(
         **provenance,
     }
     return Plan(planned, rejected + conflicts, facts)
+
+
+def _inside(path: str, roots: Sequence[str]) -> bool:
+    """Is a path one below a folder, as it is written? Links may lead elsewhere: they are the user's own."""
+    for root in roots:
+        start = os.path.join(Path(root).expanduser(), "")
+        rest = path if start == "./" else path.removeprefix(start)
+        if (rest != path or start == "./") and not rest.startswith("/") and ".." not in rest.split("/"):
+            return True
+    return False
 
 
 def _listed(items: list[dict[str, Any]], table: Table) -> tuple[list[dict[str, Any]], list[Rejection]]:

@@ -71,7 +71,10 @@ def plan(config: ChexpertConfig) -> Plan:
         table = Table(truth, ("Study", *CHEXPERT_LABELS))
         used.append(table)
         for number, row in table:
-            items += _test_items(root, number, row)
+            try:
+                items += _test_items(root, number, row)
+            except Rejection as rejection:
+                rejections.append(rejection)
     if config.per_class:
         chosen = five_by_200(items, config.per_class, config.seed)
         patients = {item["patient_id"] for item in chosen}
@@ -114,8 +117,10 @@ def _item(root: Path, number: int, row: dict[str, str], split: str) -> dict[str,
 
 
 def _test_items(root: Path, number: int, row: dict[str, str]) -> list[dict[str, Any]]:
-    """The images of one test study: every view in its folder."""
+    """The images of one test study: every view in its folder. Raises: Rejection."""
     study = row["Study"].strip().partition("/")[2]
+    if study.startswith("/") or ".." in study.split("/"):
+        raise Rejection("path_outside_root", row=number, item=study)
     paths = sorted((root / study).glob("*.jpg")) or [root / study / "view1_frontal.jpg"]
     items = []
     for path in paths:
