@@ -19,6 +19,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -61,8 +62,8 @@ class Rejection(Exception):
 class Plan:
     """What a build will do.
 
-    splits: split name -> work items (JSON-able values). rejections: rows refused before any work. provenance:
-    JSON-able facts about the inputs (manifest checksum, counts), stored in `provenance.json`.
+    splits: split name -> work items (JSON-able values), a list or a `Packed`. rejections: rows refused before any work.
+    provenance: JSON-able facts about the inputs (manifest checksum, counts), stored in `provenance.json`.
     """
 
     splits: Mapping[str, Sequence[Any]]
@@ -182,8 +183,8 @@ class _Job:
 def _jobs(split: str, items: Sequence[Any], make_examples: MakeExamples, config: Any, staging: Staging) -> list[_Job]:
     base = json.dumps([FORMAT, config_dict(config), code_digest(make_examples)], sort_keys=True, default=str)
     jobs = []
-    for number, start in enumerate(range(0, len(items), staging.chunk)):
-        chunk = list(items[start : start + staging.chunk])
+    rest = iter(items)
+    for number, chunk in enumerate(iter(lambda: list(itertools.islice(rest, staging.chunk)), [])):
         content = base + json.dumps(chunk, sort_keys=True, default=str)
         path = (staging.directory or Path()) / f"{split}-{number:06d}.msgpack"
         fingerprint = hashlib.sha256(content.encode()).hexdigest()
