@@ -123,7 +123,7 @@ def split_generators(
     staging.rejections.extend(plan.rejections)
     staging.provenance.update(plan.provenance)
     splits = dict(plan.splits)
-    del plan  # its items take ten times as much memory as the jobs made of them
+    del plan  # where its items are a list, they take ten times as much memory as the jobs made of them
     jobs = {
         split: _jobs(split, splits.pop(split), make_examples, builder.builder_config, staging) for split in list(splits)
     }
@@ -165,9 +165,12 @@ def staged_examples(
     yield from _examples(split, jobs, make_examples, config, staging)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Job:
-    """One chunk of work items, where it goes, and the fingerprint of everything that decides its content."""
+    """One chunk of work items, where it goes, and the fingerprint of everything that decides its content.
+
+    Once its file is made, `_finish` lets the items go.
+    """
 
     path: Path
     fingerprint: str
@@ -183,7 +186,7 @@ class _Job:
 def _jobs(split: str, items: Sequence[Any], make_examples: MakeExamples, config: Any, staging: Staging) -> list[_Job]:
     base = json.dumps([FORMAT, config_dict(config), code_digest(make_examples)], sort_keys=True, default=str)
     jobs = []
-    rest = iter(items)
+    rest = items.drain() if isinstance(items, Packed) else iter(items)
     for number, chunk in enumerate(iter(lambda: list(itertools.islice(rest, staging.chunk)), [])):
         content = base + json.dumps(chunk, sort_keys=True, default=str)
         path = (staging.directory or Path()) / f"{split}-{number:06d}.msgpack"
@@ -211,6 +214,8 @@ def _finish(jobs: list[_Job], make_examples: MakeExamples, config: Any, staging:
             sizes = beam_chunks.run(todo, work, staging.beam)
         for size in sizes:
             bar.update(size)
+    for job in jobs:
+        job.packed = b""
 
 
 def _examples(
