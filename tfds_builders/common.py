@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 
 from medvlp_jax.data import archives, film_records, label_files, records, splits, staging
 from medvlp_jax.data.film_records import FRONTAL, VIEW_NAMES
+from medvlp_jax.data.packed import Packed
 from medvlp_jax.data.staging import Plan, Rejection
 from medvlp_jax.data.tables import IMAGE_COLUMNS, ImageIndex, Table
 
@@ -123,7 +124,7 @@ def view_name(word: str) -> str:
 
 
 def finish_plan(
-    items: list[dict[str, Any]],
+    items: Sequence[dict[str, Any]],
     rejections: Sequence[Rejection],
     config: LocalConfig,
     *,
@@ -131,115 +132,141 @@ def finish_plan(
     split_rule: str = "",
     provenance: Mapping[str, Any] | None = None,
     locate: Callable[[dict[str, Any]], str] | None = None,
+    anywhere: bool = False,
 ) -> Plan:
     """The end of every plan: views, repeated ids, splits, missing files, limit; whatever goes is a rejection.
 
-    Args: items: see `film_records`; a split of "" is drawn by patient. tables: their checksums go to provenance.
-      split_rule: in words, for items that came with a split. locate: the path of an item that has none yet; asked
-      only as far as --limit goes, because a slow disk takes minutes to look for every file of a large set.
+    A path that a table leads out of the downloaded folders (an absolute one, or with `..`) is never opened.
+
+    Args: items: see `film_records`; a `Packed`, emptied here, where there may be many. A split of "" is drawn by
+      patient. tables: their checksums go to provenance. split_rule: in words, for items that came with a split.
+      locate: the path of an item that has none yet; asked only as far as --limit goes, because a slow disk takes
+      minutes to look for every file of a large set. anywhere: the table is the user's own, and may name files outside
+      --root.
     Raises: ValueError for a patient in two splits (see `split_conflict`), or an unknown name in --splits.
     """
-    rejected = list(rejections)
     tables, provenance = list(tables), dict(provenance or {})
     if config.label_table:
         file = label_files.read_label_file(Path(config.label_table).expanduser())
         tables.append(file.table)
         found = provenance.setdefault("label_files", {})
         found[file.table.path.name] = label_files.attach(items, file)
-    for table in tables:
-        rejected += table.rejections
-    kept, seen = [], set()
-    for item in items:
+        del file
+    listed = None
+    if config.split_table:
+        listed = _Listed(Path(config.split_table).expanduser())
+        tables.append(listed.table)
+        split_rule = f"table {listed.table.path.name}"
+    rejected = [*rejections, *(rejection for table in tables for rejection in table.rejections)]
+    bounds = splits.thresholds(config.fractions)
+    kept, seen, drawn = Packed(), set(), 0
+    for item in items.drain() if isinstance(items, Packed) else items:
         reason = ""
         if config.only_frontal and item["view"] not in FRONTAL and not item.get("view_from_header"):
             reason = "not_frontal" if item["view"] else "view_unknown"
         elif item["image_id"] in seen:
             reason = "duplicate_image_id"
+        else:
+            seen.add(item["image_id"])
+            if listed is not None:
+                split = listed.split_of(item["image_id"])
+                reason = "" if split else "not_in_split_table"
+                item = {**item, "split": split}
         if reason:
             rejected.append(Rejection(reason, row=item["row"], item=item["image"]))
             continue
-        seen.add(item["image_id"])
+        if not item["split"]:
+            drawn += 1
+            item["split"] = splits.drawn_split(item["patient_id"], config.seed, bounds)
         kept.append(item)
-    if config.split_table:
-        table = Table(Path(config.split_table).expanduser(), ())
-        kept, unlisted = _listed(kept, table)
-        rejected += unlisted
-        tables.append(table)
-        split_rule = f"table {table.path.name}"
-    drawn = sum(not item["split"] for item in kept)
-    if drawn:
-        bounds = splits.thresholds(config.fractions)
-        for item in kept:
-            item["split"] = item["split"] or splits.drawn_split(item["patient_id"], config.seed, bounds)
-    kept, conflicts = splits.one_split_per_patient(kept, config.split_conflict)
-    by_split = _by_split(kept, config.splits)
-    planned: dict[str, list[dict[str, Any]]] = {}
-    beyond = 0
-    for split, of_split in by_split.items():
-        there: list[dict[str, Any]] = []
-        for place, item in enumerate(of_split):
-            if config.limit and len(there) == config.limit:
-                beyond += len(of_split) - place
-                break
+    del seen, listed
+    one_split = splits.splits_of_patients(kept, config.split_conflict)
+    wanted = _wanted(kept, config.splits)
+    planned: dict[str, Packed] = {split: Packed() for split in wanted}
+    roots = [folder for folder in (config.root, getattr(config, "images_root", "")) if folder]
+    beyond = in_other_splits = 0
+    for item in kept.drain():
+        split, reason = item["split"], ""
+        if one_split[item["patient_id"]] != split:
+            reason = "patient_in_two_splits"
+        elif split not in planned:
+            in_other_splits += 1
+            continue
+        elif config.limit and len(planned[split]) == config.limit:
+            beyond += 1
+            continue
+        else:
             path = item["path"] if locate is None else locate(item)
+            reason = "" if anywhere or _inside(path, roots) else "path_outside_root"
+        if not reason:
             try:
                 state = os.stat(path)
             except (OSError, ValueError):
-                rejected.append(Rejection("missing_file", row=item["row"], item=item["image"]))
-                continue
-            item.update(path=path, bytes=state.st_size, modified=state.st_mtime_ns)
-            there.append(item)
-        if there:
-            planned[split] = there
+                reason = "missing_file"
+        if reason:
+            rejected.append(Rejection(reason, row=item["row"], item=item["image"]))
+            continue
+        item.update(path=path, bytes=state.st_size, modified=state.st_mtime_ns)
+        planned[split].append(item)
     facts = {
         "tables": {table.path.name: table.sha256 for table in tables},
         "split": split_rule if not drawn else f"drawn by patient, {config.fractions}, seed {config.seed}",
         "beyond_limit": beyond,
-        "in_other_splits": len(kept) - sum(map(len, by_split.values())),
+        "in_other_splits": in_other_splits,
         **provenance,
     }
-    return Plan(planned, rejected + conflicts, facts)
+    return Plan({split: there for split, there in planned.items() if there}, rejected, facts)
 
 
-def _listed(items: list[dict[str, Any]], table: Table) -> tuple[list[dict[str, Any]], list[Rejection]]:
-    """Items with the split of a table, and those that it does not list; ids compare as `ImageIndex` says.
+def _inside(path: str, roots: Sequence[str]) -> bool:
+    """Is a path one below a folder, as it is written? Links may lead elsewhere: they are the user's own."""
+    for root in roots:
+        start = os.path.join(Path(root).expanduser(), "")
+        rest = path if start == "./" else path.removeprefix(start)
+        if (rest != path or start == "./") and not rest.startswith("/") and ".." not in rest.split("/"):
+            return True
+    return False
+
+
+class _Listed:
+    """The splits of a table; ids compare as `ImageIndex` says.
 
     Raises: ValueError for a table without the columns, or with a split of another name.
     """
-    column = next((name for name in IMAGE_COLUMNS if name in table.columns), None)
-    if column is None or "split" not in table.columns:
-        raise ValueError(
-            f"--split_table {table.path} needs a column split and one of {', '.join(IMAGE_COLUMNS)}. "
-            f"Its columns: {', '.join(table.columns)}."
-        )
-    split_of = {}
-    for number, row in Table(table.path, (column, "split")):
-        split = splits.SPLIT_NAMES.get(row["split"].strip().lower(), row["split"].strip())
-        if not split.isidentifier():
-            raise ValueError(f"--split_table {table.path}, row {number}: the split {split!r} is no name.")
-        split_of[row[column]] = split
-    index = ImageIndex(split_of)
-    kept, unlisted = [], []
-    for item in items:
-        listed = index.find(item["image_id"])
-        if listed is None:
-            unlisted.append(Rejection("not_in_split_table", row=item["row"], item=item["image"]))
-        else:
-            kept.append({**item, "split": split_of[listed]})
-    return kept, unlisted
+
+    def __init__(self, path: Path):
+        columns = Table(path, ()).columns
+        column = next((name for name in IMAGE_COLUMNS if name in columns), None)
+        if column is None or "split" not in columns:
+            raise ValueError(
+                f"--split_table {path} needs a column split and one of {', '.join(IMAGE_COLUMNS)}. "
+                f"Its columns: {', '.join(columns)}."
+            )
+        self.table = Table(path, (column, "split"))
+        self._split_of: dict[str, str] = {}
+        for number, row in self.table:
+            split = splits.SPLIT_NAMES.get(row["split"].strip().lower(), row["split"].strip())
+            if not split.isidentifier():
+                raise ValueError(f"--split_table {path}, row {number}: the split {split!r} is no name.")
+            self._split_of[row[column]] = split
+        self._index = ImageIndex(self._split_of)
+
+    def split_of(self, image: str) -> str:
+        """Its split, or "" when it is not listed."""
+        found = self._index.find(image)
+        return "" if found is None else self._split_of[found]
 
 
-def _by_split(items: list[dict[str, Any]], wanted: str) -> dict[str, list[dict[str, Any]]]:
-    by_split: dict[str, list[dict[str, Any]]] = {split: [] for split in records.SPLITS}
-    for item in items:
-        by_split.setdefault(item["split"], []).append(item)
-    if not wanted:
-        return by_split
-    names = [name.strip() for name in wanted.split(",")]
-    unknown = [name for name in names if name not in by_split]
+def _wanted(items: Iterable[dict[str, Any]], names: str) -> list[str]:
+    """The splits to build, the usual ones first. Raises: ValueError for one that no item is in."""
+    known = list(dict.fromkeys((*records.SPLITS, *(item["split"] for item in items))))
+    if not names:
+        return known
+    wanted = [name.strip() for name in names.split(",")]
+    unknown = [name for name in wanted if name not in known]
     if unknown:
-        raise ValueError(f"--splits names {', '.join(map(repr, unknown))}. Splits here: {', '.join(by_split)}.")
-    return {name: by_split[name] for name in names}
+        raise ValueError(f"--splits names {', '.join(map(repr, unknown))}. Splits here: {', '.join(known)}.")
+    return wanted
 
 
 def provenance_of(sources: Mapping[str, records.RecordSource]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from typing import Any
 
@@ -65,15 +66,19 @@ def measure(plan: Plan, make_examples: MakeExamples, config: Any, sample: int = 
 
     Raises: ValueError when the plan holds no item; what `make_examples` raises, but for rejections.
     """
-    items = [item for of_split in plan.splits.values() for item in of_split]
-    if not items:
+    count = sum(map(len, plan.splits.values()))
+    if not count:
         raise ValueError(f"No record can be built. Rejected: {count_reasons(plan.rejections) or 'nothing'}.")
-    places = np.unique(np.linspace(0, len(items) - 1, min(sample, len(items))).round().astype(int))
+    places = set(np.linspace(0, count - 1, min(sample, count)).round().astype(int).tolist())
+    chosen, source_bytes = [], 0
+    for place, item in enumerate(itertools.chain.from_iterable(plan.splits.values())):
+        chosen += [item] if place in places else []
+        source_bytes += item.get("bytes", 0) if isinstance(item, dict) else 0
     kept, written, refused = 0, 0, []
     start = time.perf_counter()
-    for place in places:
+    for item in chosen:
         try:
-            made = make_examples(items[place], config)
+            made = make_examples(item, config)
         except Rejection as rejection:
             made = rejection
         for result in [made] if isinstance(made, Rejection) else made:
@@ -82,12 +87,12 @@ def measure(plan: Plan, make_examples: MakeExamples, config: Any, sample: int = 
             else:
                 kept += 1
                 written += _size({name: value for name, value in result[1].items() if name != SOURCE})
-    seconds = (time.perf_counter() - start) / len(places)
+    seconds = (time.perf_counter() - start) / len(chosen)
     return Estimate(
         images={split: len(of_split) for split, of_split in plan.splits.items()},
-        source_bytes=sum(item.get("bytes", 0) for item in items if isinstance(item, dict)),
+        source_bytes=source_bytes,
         refused=count_reasons(plan.rejections),
-        sampled=len(places),
+        sampled=len(chosen),
         kept=kept,
         seconds=seconds,
         record_bytes=written / max(kept, 1),

@@ -115,7 +115,7 @@ def _record(
         lungs = [None if lung is None else lung[window] for lung in lungs]
     doubts = []
     if config.film_check and view != "LATERAL":
-        step = max(1, max(image.shape) // 512)  # every pixel would double the time of a record
+        step = -(-max(image.shape) // 512)  # every pixel would take a tenth of the time of a record
         doubts = [doubt.check for doubt in film_check.check_grey(images.to_uint8(image[::step, ::step]))]
     if config.size:
         resized = images.resize_keep_aspect(image, config.size, config.fit, whole=whole)

@@ -152,8 +152,6 @@ def check_complete(
     Args: quarter_for: decode at a quarter where that is enough for this size and fit (see `read_for_resize`).
     Returns: (the picture, or None where Pillow, which is strict, would change its values; (height, width) of the file).
     """
-    from PIL import Image
-
     if kind == "png" and b"IEND" not in data[-64:]:
         raise ImageError("truncated_image", "no IEND chunk at the end")
     # Some writers pad the file after the end marker, so it is looked for near the end, not at it.
@@ -162,9 +160,9 @@ def check_complete(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a large radiograph is no decompression bomb; check_size knows which is
-            width, height = stream_size(data, ("PNG", "JPEG"))
-            check_size(height, width)
-            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+            with _opened(data, ("PNG", "JPEG")) as image:
+                width, height = image.size
+                check_size(height, width)
                 if quarter_for and image.mode in ("L", "RGB") and height % 4 == width % 4 == 0:
                     new_height, new_width = _resized_shape(height, width, *quarter_for)
                     if height >= 8 * new_height and width >= 8 * new_width:
@@ -185,15 +183,22 @@ def check_complete(
 def stream_size(data: bytes, formats: tuple[str, ...]) -> tuple[int, int]:
     """(width, height) that a compressed image says it has. Raises: ImageError for too many scans; what Pillow raises
     when it knows no such image."""
+    with _opened(data, formats) as image:
+        return image.size
+
+
+def _opened(data: bytes, formats: tuple[str, ...]) -> Any:
+    """The image as Pillow opens it, its header read and nothing decoded. Raises: as `stream_size`."""
     from PIL import Image
 
-    if data[:2] == b"\xff\xd8" and data.count(b"\xff\xda") > MOST_SCANS:
-        raise ImageError("unreadable_image", f"a JPEG of more than {MOST_SCANS} scans")
     try:
-        with Image.open(io.BytesIO(data), formats=formats) as image:
-            return image.size
+        image = Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError:
         raise ImageError("too_large", f"more than {MOST_PIXELS} pixels") from None
+    one_scan = image.mode == "L" and not image.info.get("progressive")  # a second one ends its decoder
+    if image.format == "JPEG" and not one_scan and data.count(b"\xff\xda") > MOST_SCANS:
+        raise ImageError("unreadable_image", f"a JPEG of more than {MOST_SCANS} scans")
+    return image
 
 
 def check_size(height: int, width: int) -> None:

@@ -10,11 +10,12 @@ row.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from medvlp_jax.data.labels import CHEXPERT_LABELS, NOT_MENTIONED, parse_state, position
+from medvlp_jax.data.packed import Packed
 from medvlp_jax.data.tables import IMAGE_COLUMNS, ImageIndex, Table
 
 STUDY_COLUMNS = ("study_id", "study", "Study")
@@ -95,15 +96,16 @@ def plain_study(identity: str) -> str:
     return identity[1:] if identity[:1] == "s" and identity[1:].isdigit() else identity
 
 
-def attach(items: Iterable[dict[str, Any]], file: LabelFile) -> dict[str, Any]:
+def attach(items: Sequence[dict[str, Any]], file: LabelFile) -> dict[str, Any]:
     """Gives every item the labels of its study or image, {} without a row; returns what was not used, zeros left out.
 
-    Args: items: with `study_id` and `image_id`; one that says `"keep_labels": True` keeps those it has.
+    Args: items: a list or a `Packed`, with `study_id` and `image_id`; one that says `"keep_labels": True` keeps those
+      it has.
     """
     index = None if file.by_study else ImageIndex(file.states)
     used: set[str] = set()
     without = 0
-    for item in items:
+    for item in items.edit() if isinstance(items, Packed) else items:
         if index is None:
             key = plain_study(item["study_id"])
             key = key if key in file.states else None

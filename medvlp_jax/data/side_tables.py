@@ -73,11 +73,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def count_split(source: Any, split: str, progress: bool) -> dict[str, Any]:
-    """The numbers of a split, and under "_patients" its hashed patient ids. Args: source: a `RecordSource`, or a
-    sequence like it that gives None for a record to be left out."""
+    """The numbers of a split, and under "_patients" its hashed patient ids, each once.
+
+    Args: source: a `RecordSource`, or a sequence like it that gives None for a record to be left out.
+    """
     from tqdm import tqdm
 
-    studies, patients = set(), set()
+    studies, patients = array.array("q"), array.array("q")
     totals = dict.fromkeys(("has_findings", "has_impression", "with_boxes", "with_masks", "public"), 0)
     words = {PRESENT: "present", ABSENT: "absent", UNCERTAIN: "uncertain"}
     labels = {name: dict.fromkeys(words.values(), 0) for name in CHEXPERT_LABELS}
@@ -88,8 +90,8 @@ def count_split(source: Any, split: str, progress: bool) -> dict[str, Any]:
         if record is None:
             continue
         read += 1
-        studies.add(int(record["study_id"]))
-        patients.add(int(record["patient_id"]))
+        studies.append(int(record["study_id"]))
+        patients.append(int(record["patient_id"]))
         totals["has_findings"] += bool(record["has_findings"])
         totals["has_impression"] += bool(record["has_impression"])
         totals["with_boxes"] += len(record["boxes"]["finding"]) > 0
@@ -102,24 +104,20 @@ def count_split(source: Any, split: str, progress: bool) -> dict[str, Any]:
             own.setdefault(name, dict.fromkeys(words.values(), 0))[words[int(state)]] += 1
     return {
         "records": read,
-        "studies": len(studies),
-        "patients": len(patients),
+        "studies": len(np.unique(studies)),
+        "patients": len(each_once := np.unique(patients)),
         **totals,
         "labels": labels,
         "own_labels": own,
-        "_patients": patients,
+        "_patients": each_once,
     }
 
 
 def shared_patients(splits: dict[str, dict[str, Any]]) -> int:
     """Patients in more than one split; takes "_patients" out of the numbers of `count_split`."""
-    seen: set[int] = set()
-    shared: set[int] = set()
-    for counts in splits.values():
-        patients = counts.pop("_patients")
-        shared |= seen & patients
-        seen |= patients
-    return len(shared)
+    patients = [counts.pop("_patients") for counts in splits.values()]
+    in_splits = np.unique(np.concatenate(patients), return_counts=True)[1] if patients else np.zeros(0)
+    return int((in_splits > 1).sum())
 
 
 def table(counts: Mapping[str, Any]) -> str:

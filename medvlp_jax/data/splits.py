@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
-
-from medvlp_jax.data.staging import Rejection
 
 SPLIT_NAMES: dict[str, str] = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -39,27 +38,23 @@ def drawn_split(patient_id: str, seed: int, bounds: list[tuple[float, str]]) -> 
     return next(split for threshold, split in bounds if number < threshold)
 
 
-def one_split_per_patient(items: list[dict[str, Any]], policy: str) -> tuple[list[dict[str, Any]], list[Rejection]]:
-    """Items without those that would put a patient into a second split, and these as rejections.
+def splits_of_patients(items: Iterable[dict[str, Any]], policy: str) -> dict[str, str]:
+    """Patient -> the one split that its items may be in; "" for none.
 
-    Args: policy: "error", "drop" all items of such a patient, or keep those of the "first" split it occurs in.
+    Args: policy: "error", "drop" all items of a patient in two splits, or keep those of the "first" it occurs in.
     Raises: ValueError with the policy "error" and such a patient.
     """
     first: dict[str, str] = {}
+    astray: set[str] = set()
+    rows: list[int] = []
     for item in items:
-        first.setdefault(item["patient_id"], item["split"])
-    astray = [item for item in items if item["split"] != first[item["patient_id"]]]
-    if not astray:
-        return items, []
-    if policy == "error":
-        rows = ", ".join(str(item["row"]) for item in astray[:5])
+        if first.setdefault(item["patient_id"], item["split"]) != item["split"]:
+            astray.add(item["patient_id"])
+            rows += [item["row"]] if len(rows) < 6 else []
+    if astray and policy == "error":
         raise ValueError(
-            f"{len({item['patient_id'] for item in astray})} patients are in more than one split (rows {rows}"
-            f"{', ...' if len(astray) > 5 else ''}): scores would be too good. Correct the split column, or add "
+            f"{len(astray)} patients are in more than one split (rows {', '.join(map(str, rows[:5]))}"
+            f"{', ...' if len(rows) > 5 else ''}): scores would be too good. Correct the split column, or add "
             "--split_conflict first (keep a patient's rows of its first split) or --split_conflict drop."
         )
-    patients = {item["patient_id"] for item in astray}
-    out = [item for item in items if item["patient_id"] in patients] if policy == "drop" else astray
-    gone = {id(item) for item in out}
-    rejections = [Rejection("patient_in_two_splits", row=item["row"], item=item["image"]) for item in out]
-    return [item for item in items if id(item) not in gone], rejections
+    return first | dict.fromkeys(astray, "") if policy == "drop" else first

@@ -19,6 +19,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -61,8 +62,8 @@ class Rejection(Exception):
 class Plan:
     """What a build will do.
 
-    splits: split name -> work items (JSON-able values). rejections: rows refused before any work. provenance:
-    JSON-able facts about the inputs (manifest checksum, counts), stored in `provenance.json`.
+    splits: split name -> work items (JSON-able values), a list or a `Packed`. rejections: rows refused before any work.
+    provenance: JSON-able facts about the inputs (manifest checksum, counts), stored in `provenance.json`.
     """
 
     splits: Mapping[str, Sequence[Any]]
@@ -122,7 +123,7 @@ def split_generators(
     staging.rejections.extend(plan.rejections)
     staging.provenance.update(plan.provenance)
     splits = dict(plan.splits)
-    del plan  # its items take ten times as much memory as the jobs made of them
+    del plan  # where its items are a list, they take ten times as much memory as the jobs made of them
     jobs = {
         split: _jobs(split, splits.pop(split), make_examples, builder.builder_config, staging) for split in list(splits)
     }
@@ -164,9 +165,12 @@ def staged_examples(
     yield from _examples(split, jobs, make_examples, config, staging)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Job:
-    """One chunk of work items, where it goes, and the fingerprint of everything that decides its content."""
+    """One chunk of work items, where it goes, and the fingerprint of everything that decides its content.
+
+    Once its file is made, `_finish` lets the items go.
+    """
 
     path: Path
     fingerprint: str
@@ -182,8 +186,8 @@ class _Job:
 def _jobs(split: str, items: Sequence[Any], make_examples: MakeExamples, config: Any, staging: Staging) -> list[_Job]:
     base = json.dumps([FORMAT, config_dict(config), code_digest(make_examples)], sort_keys=True, default=str)
     jobs = []
-    for number, start in enumerate(range(0, len(items), staging.chunk)):
-        chunk = list(items[start : start + staging.chunk])
+    rest = items.drain() if isinstance(items, Packed) else iter(items)
+    for number, chunk in enumerate(iter(lambda: list(itertools.islice(rest, staging.chunk)), [])):
         content = base + json.dumps(chunk, sort_keys=True, default=str)
         path = (staging.directory or Path()) / f"{split}-{number:06d}.msgpack"
         fingerprint = hashlib.sha256(content.encode()).hexdigest()
@@ -210,6 +214,8 @@ def _finish(jobs: list[_Job], make_examples: MakeExamples, config: Any, staging:
             sizes = beam_chunks.run(todo, work, staging.beam)
         for size in sizes:
             bar.update(size)
+    for job in jobs:
+        job.packed = b""
 
 
 def _examples(

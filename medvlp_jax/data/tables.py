@@ -68,17 +68,19 @@ class Table:
     """The rows of a CSV or TSV file (also .gz, .zip) as {column: cell} of the columns asked for.
 
     Iterate once or again: (number, row), the first record being row 1. Rows of another width than the header go to
-    `rejections` (of the last iteration). Blanks around column names do not matter; cells are as they are.
+    `rejections` (of the last iteration). Blanks around column names do not matter; cells are as they are. The text is
+    not kept after an iteration.
 
     Args: path: the file. need: columns that must be there. want: columns read where there are any.
-    Raises: ValueError naming the missing columns, those that the file has, and the closest ones.
+    Raises: ValueError naming the missing columns, those that the file has, and the closest ones; and for a file that
+      changes between iterations.
     """
 
     def __init__(self, path: Path, need: Sequence[str], want: Sequence[str] = ()):
         self.path = path
         text, self.sha256 = read_text(path)
         self._delimiter = "\t" if ".tsv" in path.suffixes else ","
-        self._text = text
+        self._text: str | None = text
         self.columns, _ = csv_rows(text, self._delimiter)
         missing = [name for name in need if name not in self.columns]
         if missing:
@@ -93,7 +95,12 @@ class Table:
 
     def __iter__(self) -> Iterator[tuple[int, Row]]:
         self.rejections = []
-        _, rows = csv_rows(self._text, self._delimiter)
+        text, digest = (self._text, self.sha256) if self._text is not None else read_text(self.path)
+        if digest != self.sha256:
+            raise ValueError(f"{self.path} changed while it was being read. Run the same command again.")
+        self._text = None
+        _, rows = csv_rows(text, self._delimiter)
+        del text  # the rows hold it until they end
         for number, cells in enumerate(rows, start=1):
             if len(cells) != len(self.columns):
                 self.rejections.append(Rejection("wrong_number_of_fields", row=number, item=self.path.name))

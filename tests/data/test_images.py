@@ -442,6 +442,20 @@ def test_sizes_are_looked_at_before_decoding(tmp_path, monkeypatch):
     assert refused(dicom(np.zeros((1, 40000), np.uint16))) == "too_large"  # a side of more than 32768
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("progressive", [True, False])
+def test_files_of_many_scans(mode, progressive):
+    """Each scan of a progressive file costs as much time as an image."""
+    buffer = io.BytesIO()
+    Image.fromarray(GREY).convert(mode).save(buffer, "JPEG", progressive=progressive)
+    data = buffer.getvalue()
+    last = data.rindex(b"\xff\xda")
+    repeated = data[:last] + data[last:-2] * (images.MOST_SCANS + 1) + data[-2:]
+    assert refused(repeated) == "unreadable_image"
+    with pytest.raises(images.ImageError, match="more than 50 scans" if progressive else "unreadable_image"):
+        images.read_for_resize(repeated, 8)
+
+
 def test_a_pipe_is_no_image(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     assert refused(tmp_path / "pipe.png") == "unreadable_image"

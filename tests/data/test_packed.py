@@ -28,6 +28,20 @@ def test_a_packed_list_gives_back_what_was_put_in(count):
     assert list(packed) == list(packed) == rows
 
 
+@pytest.mark.parametrize("count", [0, 1, 256, 600])
+def test_a_packed_list_is_changed_and_emptied(count):
+    packed = Packed({"row": number} for number in range(count))
+    for row in packed.edit():
+        row["row"] *= 2
+    assert [row["row"] for row in packed] == list(range(0, 2 * count, 2))
+    if count:
+        assert (packed[0], packed[-1]) == ({"row": 0}, {"row": 2 * count - 2})
+    with pytest.raises(IndexError):
+        packed[count]
+    assert [row["row"] for row in packed.drain()] == list(range(0, 2 * count, 2))
+    assert (len(packed), list(packed)) == (0, [])
+
+
 def test_a_packed_list_is_small():
     digests = np.random.default_rng(0).bytes(32 * 4 * Packed.BLOCK).hex()
 

@@ -21,6 +21,7 @@ import numpy as np
 from medvlp_jax.data import archives, film_records, staging
 from medvlp_jax.data.label_translations import SAME, WIDER, Row, same, translate
 from medvlp_jax.data.labels import ABSENT, PRESENT
+from medvlp_jax.data.packed import Packed
 from medvlp_jax.data.staging import Plan, Rejection
 from medvlp_jax.data.tables import Table, find_file, find_optional
 from tfds_builders import common
@@ -66,7 +67,7 @@ def plan(config: ImagenomeConfig) -> Plan:
     if path is not None and not config.keep_gold:
         avoid = {row["dicom_id"].strip() for _, row in Table(path, ("dicom_id",))}
     find_image = image_finder(images_root, EXTENSIONS["auto"])
-    items, rejections, tables = [], [], []
+    items, rejections, tables = Packed(), [], []
     for part, split in SPLITS.items():
         path = find_file(silver, (f"splits/{part}.csv",), f"{part} table")
         table = Table(path, ("subject_id", "study_id", "dicom_id"), ("ViewPosition",))

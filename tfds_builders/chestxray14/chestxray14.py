@@ -14,6 +14,7 @@ from typing import Any
 from medvlp_jax.data import demographics, film_records, splits, staging
 from medvlp_jax.data.label_translations import KIND, NONE, SAME, Row, names_of, same, translate
 from medvlp_jax.data.labels import ABSENT, PRESENT
+from medvlp_jax.data.packed import Packed
 from medvlp_jax.data.staging import Plan, Rejection
 from medvlp_jax.data.tables import Table, csv_rows, find_file, find_optional, index_files, read_text
 from tfds_builders import common
@@ -72,7 +73,7 @@ def plan(config: NihConfig) -> Plan:
         advice = "test_list.txt (or add --official_split false)"
         test = set(read_text(find_file(root, ("test_list.txt", "*/test_list.txt"), advice))[0].split())
     files = index_files(root, (".png", ".jpg", ".jpeg"))
-    items, rejections = [], []
+    items, rejections = Packed(), []
     for number, row in table:
         name = row["Image Index"].strip()
         try:

@@ -8,11 +8,13 @@ Access, counts and settings: README.md beside this file. CheXpert v1 has no repo
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from medvlp_jax.data import demographics, film_records, splits, staging
 from medvlp_jax.data.labels import CHEXPERT_COMPETITION, CHEXPERT_LABELS, NOT_MENTIONED, PRESENT, parse_state
+from medvlp_jax.data.packed import Packed
 from medvlp_jax.data.staging import Plan, Rejection
 from medvlp_jax.data.tables import Table, find_file, find_optional
 from tfds_builders import common
@@ -49,7 +51,7 @@ def plan(config: ChexpertConfig) -> Plan:
     Raises: ValueError for a table or column that is not there.
     """
     root = common.root_of(config, WHAT)
-    items: list[dict[str, Any]] = []
+    items = Packed()
     rejections: list[Rejection] = []
     used = []
     for name, split in (("valid.csv", "validation"), ("train.csv", "train")):
@@ -71,16 +73,24 @@ def plan(config: ChexpertConfig) -> Plan:
         table = Table(truth, ("Study", *CHEXPERT_LABELS))
         used.append(table)
         for number, row in table:
-            items += _test_items(root, number, row)
+            try:
+                for item in _test_items(root, number, row):
+                    items.append(item)
+            except Rejection as rejection:
+                rejections.append(rejection)
     if config.per_class:
         chosen = five_by_200(items, config.per_class, config.seed)
-        patients = {item["patient_id"] for item in chosen}
-        for item in chosen:
-            item["split"] = FIVE_BY_200
-        out = [item for item in items if item["split"] == "train" and item["patient_id"] in patients]
-        rejections += [Rejection("patient_of_5x200", row=item["row"], item=item["image"]) for item in out]
-        gone = {id(item) for item in out}
-        items = [item for item in items if id(item) not in gone]
+        patient_of_row = {item["row"]: item["patient_id"] for item in chosen}
+        patients = set(patient_of_row.values())
+        rest = Packed()
+        for item in items.drain():
+            if item["split"] == "train" and item["patient_id"] in patients:
+                if item["row"] not in patient_of_row:
+                    rejections.append(Rejection("patient_of_5x200", row=item["row"], item=item["image"]))
+                    continue
+                item["split"] = FIVE_BY_200
+            rest.append(item)
+        items = rest
     rule = "official train and valid" + (f"; {FIVE_BY_200} drawn with seed {config.seed}" if config.per_class else "")
     return common.finish_plan(items, rejections, config, tables=used, split_rule=rule)
 
@@ -114,8 +124,10 @@ def _item(root: Path, number: int, row: dict[str, str], split: str) -> dict[str,
 
 
 def _test_items(root: Path, number: int, row: dict[str, str]) -> list[dict[str, Any]]:
-    """The images of one test study: every view in its folder."""
+    """The images of one test study: every view in its folder. Raises: Rejection."""
     study = row["Study"].strip().partition("/")[2]
+    if study.startswith("/") or ".." in study.split("/"):
+        raise Rejection("path_outside_root", row=number, item=study)
     paths = sorted((root / study).glob("*.jpg")) or [root / study / "view1_frontal.jpg"]
     items = []
     for path in paths:
@@ -125,7 +137,7 @@ def _test_items(root: Path, number: int, row: dict[str, str]) -> list[dict[str, 
     return items
 
 
-def five_by_200(items: list[dict[str, Any]], per_class: int, seed: int) -> list[dict[str, Any]]:
+def five_by_200(items: Iterable[dict[str, Any]], per_class: int, seed: int) -> list[dict[str, Any]]:
     """The 5x200 images: frontal training images with exactly one of the five competition findings.
 
     An image qualifies for a class when that one is present, the other four and `ZERO_IN_5X200` are absent or not

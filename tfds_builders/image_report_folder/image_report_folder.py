@@ -82,7 +82,7 @@ def plan(config: FolderConfig) -> Plan:
         "views_not_understood": sum(views.values()),
     }
     split_rule = f"column {mapping['split']!r}" if "split" in mapping else ""
-    return common.finish_plan(items, rejections, config, split_rule=split_rule, provenance=provenance)
+    return common.finish_plan(items, rejections, config, split_rule=split_rule, provenance=provenance, anywhere=True)
 
 
 def _item(

@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import functools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,7 +81,7 @@ def read_sectioned(path: Path) -> Sectioned:
     return Sectioned(key, rows, table.sha256, unread, repeated, placeholders)
 
 
-def sectioned_facts(found: Sectioned, items: list[dict[str, Any]]) -> dict[str, Any]:
+def sectioned_facts(found: Sectioned, items: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """What of a table of sections was not used, for provenance; zeros left out."""
     ids = {item["image_id"] if found.key == "dicom_id" else item["study_id"] for item in items}
     facts = {
@@ -183,7 +184,7 @@ def person_at(person: Person | None, date: str) -> dict[str, Any]:
     return {"age": age, "sex": person.sex}
 
 
-def section_list_facts(lists: dict[str, str | tuple[int, int]], items: list[dict[str, Any]]) -> dict[str, int]:
+def section_list_facts(lists: dict[str, str | tuple[int, int]], items: Iterable[dict[str, Any]]) -> dict[str, int]:
     """How many studies the lists name, and how many of these are not here."""
     studies = {item["study_id"] for item in items}
     names = sum(isinstance(entry, str) for entry in lists.values())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
 import threading
 import zipfile
@@ -18,6 +19,7 @@ from typing import Any
 
 from medvlp_jax.data import archives, film_records, label_files, records, sections, staging
 from medvlp_jax.data.label_files import read_label_file
+from medvlp_jax.data.packed import Packed
 from medvlp_jax.data.staging import Plan, Rejection
 from medvlp_jax.data.tables import Table, find_file, find_optional
 from tfds_builders import common
@@ -101,7 +103,7 @@ def plan(config: MimicConfig) -> Plan:
         used.append(table)
     has_views = "ViewPosition" in metadata.columns
     find_image = image_finder(root, EXTENSIONS[config.images])
-    items, rejections = [], []
+    items, rejections = Packed(), []
     for number, row in metadata:
         study, subject, dicom = row["study_id"].strip().removeprefix("s"), row["subject_id"].strip(), row["dicom_id"]
         tree = f"p{subject[:2]}/p{subject}/s{study}"
@@ -132,6 +134,7 @@ def plan(config: MimicConfig) -> Plan:
                 "facts": [f"ViewPosition {word or 'blank'}"] if has_views else [],
             }
         )
+    del split_of, expert  # joined
     if config.exclude:
         items, out = _excluded(items, config.exclude)
         rejections += out
@@ -140,7 +143,7 @@ def plan(config: MimicConfig) -> Plan:
         file = read_label_file(_table(tables_root, config.labeler), complete=True)
         used.append(file.table)
         provenance["label_files"] = {file.table.path.name: label_files.attach(items, file)}
-    del split_of, expert  # joined; the files are looked for next, and memory is at its peak
+        del file
     provenance |= _expect_reports(items, reports, config)
     rule = "official" if config.official_split else ""
     return common.finish_plan(
@@ -148,7 +151,7 @@ def plan(config: MimicConfig) -> Plan:
     )
 
 
-def _expect_reports(items: list[dict[str, Any]], reports: str, config: MimicConfig) -> dict[str, Any]:
+def _expect_reports(items: Packed, reports: str, config: MimicConfig) -> dict[str, Any]:
     """What is known of the reports before any is read, for provenance; items of hand-made lists get their entry.
 
     Raises: ValueError when none of some studies has a report: the folder is the wrong one, and the build would take
@@ -163,17 +166,19 @@ def _expect_reports(items: list[dict[str, Any]], reports: str, config: MimicConf
             raise ValueError("--section_lists speaks of report files; with a table as --reports there are none.")
         found = derived.read_sectioned(path)
         return {"sectioned": {path.name: {"sha256": found.sha256, **derived.sectioned_facts(found, items)}}}
-    some = items[:: max(1, len(items) // 64)]
+    some = list(itertools.islice(items, 0, None, max(1, len(items) // 64)))
     there = any(_report(path, item["tree"]) is not None for item in some)
-    if items and not there:
+    if some and not there:
         raise ValueError(
             f"No report under {reports!r}: looked for {', '.join(REPORT_PATHS)} of {len(some)} studies, {{tree}} being "
             "p10/p10000032/s50414267. Reports belong to MIMIC-CXR: give their folder or .zip with --reports."
         )
-    for item in items:
+    if not lists:
+        return {}
+    for item in items.edit():
         if item["study_id"] in lists:
             item["section_list"] = lists[item["study_id"]]
-    return {"section_lists": derived.section_list_facts(lists, items)} if lists else {}
+    return {"section_lists": derived.section_list_facts(lists, items)}
 
 
 def _is_table(path: Path) -> bool:
@@ -223,7 +228,7 @@ def image_finder(root: Path, extensions: tuple[str, ...]) -> Callable[[dict[str,
     return find
 
 
-def _excluded(items: list[dict[str, Any]], paths: str) -> tuple[list[dict[str, Any]], list[Rejection]]:
+def _excluded(items: Packed, paths: str) -> tuple[Packed, list[Rejection]]:
     """Without the patients of the tables, in train and validation."""
     keys = {"subject_id": "patient_id", "patient_id": "patient_id", "study_id": "study_id", "dicom_id": "image_id"}
     patients: set[str] = set()
@@ -234,10 +239,13 @@ def _excluded(items: list[dict[str, Any]], paths: str) -> tuple[list[dict[str, A
             raise ValueError(f"--exclude {path} has none of the columns {', '.join(keys)}.")
         named = {row[column].strip().lstrip("ps") for _, row in Table(table.path, (column,))}
         patients |= {item["patient_id"] for item in items if item[keys[column]] in named}
-    out = [item for item in items if item["patient_id"] in patients and item["split"] != "test"]
-    gone = {id(item) for item in out}
-    rejections = [Rejection("excluded_patient", row=item["row"], item=item["image"]) for item in out]
-    return [item for item in items if id(item) not in gone], rejections
+    kept, rejections = Packed(), []
+    for item in items.drain():
+        if item["patient_id"] in patients and item["split"] != "test":
+            rejections.append(Rejection("excluded_patient", row=item["row"], item=item["image"]))
+        else:
+            kept.append(item)
+    return kept, rejections
 
 
 def make_examples(item: dict[str, Any], config: MimicConfig) -> list[staging.Example]:

@@ -14,6 +14,7 @@ from typing import Any
 from medvlp_jax.data import demographics, film_records, sections, staging
 from medvlp_jax.data.label_translations import KIND, NONE, Row, translate
 from medvlp_jax.data.labels import PRESENT
+from medvlp_jax.data.packed import Packed
 from medvlp_jax.data.staging import Plan, Rejection
 from medvlp_jax.data.tables import Table, find_file, index_files
 from tfds_builders import common
@@ -159,7 +160,7 @@ def plan(config: PadchestConfig) -> Plan:
         raise ValueError(f"labels_by={config.labels_by!r}; choices: {', '.join(METHODS)}.")
     table = Table(find_file(root, ("PADCHEST_chest_x_ray_images_labels_*.csv*",), "label table"), COLUMNS, PERSON)
     files = index_files(root, (".png",))
-    items, rejections = [], []
+    items, rejections = Packed(), []
     for number, row in table:
         name = row["ImageID"].strip()
         try:
