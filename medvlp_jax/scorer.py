@@ -34,14 +34,14 @@ class Scorer:
         for name in (*config.evaluators, *config.final_evaluators):
             evaluators.get(name)
 
-        def embed(variables, frozen, batch, with_text, with_regions):
+        def embed(variables, frozen, batch, with_aligned, with_text, with_regions):
             image = model.apply(variables, batch["image"], method="embed_image")
-            text = {}
+            aligned, text = image.aligned if with_aligned else {}, {}
             if with_text:
                 batch = steps.with_text_vectors(batch, tower, frozen)
                 text = model.apply(variables, batch, method="embed_text").aligned
             return {
-                "image": {section: x_BxVxD[:, 0] for section, x_BxVxD in image.aligned.items()},
+                "image": {section: x_BxVxD[:, 0] for section, x_BxVxD in aligned.items()},
                 "text": text,
                 "pooled": image.pooled_BxVxC[:, 0],
                 "pixels": _small(batch["image"][:, 0, :, :, 0]),
@@ -61,7 +61,7 @@ class Scorer:
             return {"loss": loss, **terms}, jnp.sum(batch["_mask"])
 
         everywhere = sharding.replicated(parts.mesh)
-        self._embed = jax.jit(embed, static_argnums=(3, 4), out_shardings=everywhere)
+        self._embed = jax.jit(embed, static_argnums=(3, 4, 5), out_shardings=everywhere)
         self._terms = jax.jit(terms, out_shardings=everywhere)
         self._local_scores = jax.jit(local_scores, out_shardings=everywhere)
         self._read_texts = trained.text_reader(model, config, parts.tower, places=everywhere)
@@ -84,8 +84,14 @@ class Scorer:
 
         @functools.cache
         def features(name: str) -> Features:
-            scored = name == split  # probes need no texts of what they learn from
-            return self._features(variables, name, with_text=scored, with_regions=scored and with_regions)
+            scored = name == split  # probes need no texts of what they learn from, and one vector of its images
+            return self._features(
+                variables,
+                name,
+                with_aligned=scored or name == self.parts.config.data.eval_split,
+                with_text=scored,
+                with_regions=scored and with_regions,
+            )
 
         train = self.parts.config.data.train_split
         if settings.max_train and len(self.parts.train) > settings.max_train:
@@ -117,14 +123,16 @@ class Scorer:
         allow, scored = config.evaluation.allow_patient_overlap, self.parts.source(split)
         return max((check_disjoint(source, scored, allow=allow) for source in learnt_from), default=0)
 
-    def _features(self, variables: Any, split: str, *, with_text: bool, with_regions: bool) -> Features:
+    def _features(
+        self, variables: Any, split: str, *, with_aligned: bool, with_text: bool, with_regions: bool
+    ) -> Features:
         parts: dict[str, list] = {}
         regions: list[dict[str, NDArray]] = []
         boxed: list[NDArray] = []
-        start, total = 0, len(self.parts.source(split))
+        start, total, wanted = 0, len(self.parts.source(split)), (with_aligned, with_text, with_regions)
         with tqdm(total=total, desc=f"features of {split}", unit="image", disable=None, leave=False) as bar:
             for batch in self._batches(split, self.parts.evaluate):
-                out = jax.device_get(self._embed(variables, self.parts.frozen, batch, with_text, with_regions))
+                out = jax.device_get(self._embed(variables, self.parts.frozen, batch, *wanted))
                 mask_B = out.pop("mask")
                 has_boxes_B = mask_B & out["fields"].get("has_boxes", np.zeros(len(mask_B), bool))
                 regions.append({s: x[has_boxes_B] for s, x in out.pop("regions").items()})
@@ -147,9 +155,13 @@ class Scorer:
     def _loss_terms(self, state: Any, variables: Any, split: str) -> Iterator[tuple[dict[str, float], int]]:
         config = self.parts.config
         epoch = jnp.floor(state["step"].astype(jnp.float32) * (config.batch_size / len(self.parts.train)))
+        most, seen = config.evaluation.max_loss, 0
         for batch in self._batches(split, self.parts.augment):
             terms, count = jax.device_get(self._terms(variables, self.parts.frozen, batch, epoch))
             yield {name: float(value) for name, value in terms.items()}, int(count)
+            seen += int(count)
+            if most and seen >= most:
+                return
 
     def _score_locally(self, variables: Any, split: str, texts: Sequence[str]) -> NDArray | None:
         if self.parts.method.scores is None:

@@ -1,8 +1,11 @@
 """Linear probe: how much of the labels a linear model reads from the frozen trunk's pooled features."""
 
 import dataclasses
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,9 +120,7 @@ def _summary(prefix: str, results: list[dict[str, Measured]], wanted: Sequence[s
 def _scores_of_subset(
     train_nxC: NDArray, learnt: Mapping[str, Truth], validation: Split, test_NxC: NDArray
 ) -> dict[str, NDArray]:
-    tried: dict[float, dict] = {}
-    for strength in STRENGTHS:
-        tried[strength] = {n: _fit(train_nxC[t.keep_N], t.truth_N[t.keep_N], strength) for n, t in learnt.items()}
+    tried = _fits(train_nxC, learnt)
     features, truths = validation
 
     def quality(strength: float) -> float:
@@ -133,13 +134,21 @@ def _scores_of_subset(
     return {n: model.decision_function(test_NxC) for n, model in tried[best].items()}
 
 
-def _fit(x_nxC: NDArray, truth_n: NDArray, strength: float):
+def _fits(train_nxC: NDArray, learnt: Mapping[str, Truth]) -> dict[float, dict[str, Any]]:
+    """Strength -> finding -> its model. Fits are independent, and what they spend their time on does not hold the
+    interpreter: one thread per core."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    with warnings.catch_warnings():
+    def fit(strength: float, truth: Truth) -> LogisticRegression:
+        model = LogisticRegression(C=strength, max_iter=200, tol=1e-3)
+        return model.fit(train_nxC[truth.keep_N], truth.truth_N[truth.keep_N])
+
+    # Warnings are caught around all threads: the list of filters is the interpreter's.
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.simplefilter("ignore", ConvergenceWarning)  # a weak penalty on few images needs no last digit
-        return LogisticRegression(C=strength, max_iter=200, tol=1e-3).fit(x_nxC, truth_n)
+        waiting = {s: {n: pool.submit(fit, s, truth) for n, truth in learnt.items()} for s in STRENGTHS}
+        return {s: {n: one.result() for n, one in fits.items()} for s, fits in waiting.items()}
 
 
 def standardised(splits: list[NDArray]) -> list[NDArray]:

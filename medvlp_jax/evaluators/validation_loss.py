@@ -4,9 +4,9 @@ from medvlp_jax.evaluators.context import Context
 from medvlp_jax.evaluators.scores import Result, Score
 
 PROTOCOL = (
-    "Mean of every loss term over the split in evaluation mode, on augmented views that are the same each time, "
-    "batches weighted by their number of real examples. A contrastive loss depends on its batch size: compare "
-    "values of one eval_batch_size only."
+    "Mean of every loss term over the first batches of the split, as many as hold evaluation.max_loss examples (0: "
+    "all), in evaluation mode, on augmented views that are the same each time, batches weighted by their number of "
+    "real examples. A contrastive loss depends on its batch size: compare values of one eval_batch_size only."
 )
 
 
