@@ -214,6 +214,12 @@ def resnet50(config: ConfigDict) -> None:
     config.model.dtype = "bfloat16"
 
 
+def vit(config: ConfigDict) -> None:
+    """A ViT-B/16 from DeiT's weights in place of the ResNet."""
+    weights = "timm/deit_base_patch16_224.fb_in1k"
+    config.model.trunk = dict(vit="B/16", image=config.image.size, in_channels=3, remat=False, weights=weights)
+
+
 def read_branch(draws: int) -> dict[str, Any]:
     """IMITATE's read branch, section III of its paper, with so many draws of channels per view."""
     return dict(
@@ -254,7 +260,8 @@ def trained_text(config: ConfigDict, weights: str = "emilyalsentzer/Bio_Clinical
 
 
 def small(config: ConfigDict) -> None:
-    """Sizes that two CPU cores train in minutes: one ResNet-18 block per stage, width 16, last map 6x6.
+    """Sizes that two CPU cores train in minutes: one ResNet-18 block per stage, width 16, or a ViT of three layers; the
+    last map is 6x6.
 
     A frozen text tower is the MiniLM wheel where it is installed; one that is trained is the small BERT of the
     phantoms, or of another data set's own reports. Rate and decay are AdamW's: with `adam` and `sgd`, where decay is a
@@ -278,19 +285,18 @@ def small(config: ConfigDict) -> None:
     config.text.max_length = 128
     config.model.dtype = config.text.dtype = "float32"
     config.text.remat = False
-    config.model.trunk.update(
-        dict(
+    sizes = dict(vit="Ti/16", width=64, layers=3, heads=2, hidden=128, patch=16, image=config.image.size)
+    if "vit" not in config.model.trunk:
+        sizes = dict(
             depth="18",
             width=16,
             stem="stride4",
             stage_sizes=(1, 1, 1, 1),
             widths=(16, 32, 64, 64),
             strides=(1, 2, 2, 1),
-            in_channels=1,
             zero_init_last_bn=True,
-            weights="",
         )
-    )
+    config.model.trunk.update(dict(**sizes, in_channels=1, weights=""))
     config.model.features = 128
     config.optimizer.learning_rate = 3e-3
     if config.optimizer.name == "adamw":

@@ -70,9 +70,9 @@ def released(config):
 
 
 def vit(config):
-    """`fixed` with a ViT-B/16 from DeiT's weights in place of the ResNet."""
-    weights = "timm/deit_base_patch16_224.fb_in1k"
-    config.model.trunk = dict(vit="B/16", image=224, in_channels=3, attention=True, remat=False, weights=weights)
+    """`fixed` with a ViT-B/16 in place of the ResNet; the attention of its class token weighs patches."""
+    common.vit(config)
+    config.model.trunk.attention = True
     config.model.local.level = "patches"
     config.model.upsample = 0
 
@@ -86,11 +86,7 @@ def released_vit(config):
 
 def small(config):
     """The small sizes that methods share (`common.small`), and MGCA's own: 36 patches, a prototype per example."""
-    with_vit = "vit" in config.model.trunk
     common.small_text(config)
-    if with_vit:
-        sizes = dict(width=64, layers=3, heads=2, hidden=128, patch=16, image=config.image.size)
-        config.model.trunk = dict(vit="Ti/16", in_channels=1, attention=True, remat=False, weights="", **sizes)
     config.text.layers = 0
     config.model.upsample = 0
     config.model.prototypes = config.batch_size

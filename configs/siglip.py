@@ -5,7 +5,8 @@ Full recipe:  python -m medvlp_jax.main --config configs/siglip.py --workdir run
 Without data: python -m medvlp_jax.main --config configs/siglip.py:demo --workdir runs/siglip
               phantoms, a narrow ResNet at 96 px, MiniLM held (the recipe above trains its tower), two CPU cores.
 
-Arguments (comma separated behind the colon): `demo`, `small`, `preset=released`, `data=NAME` as in configs/imitate.py.
+Arguments (comma separated behind the colon): `demo`, `small`, `data=NAME` as in configs/imitate.py, and
+  preset=released | vit | fixed (default)   vit: `fixed` with a ViT-B/16 for the ResNet-50
 """
 
 from configs import common
@@ -13,7 +14,7 @@ from configs import common
 
 def get_config(arg=None):
     """The locked config of one run."""
-    return common.of_method("siglip", arg, model, recipe, small=small, released=released)
+    return common.of_method("siglip", arg, model, recipe, small=small, released=released, vit=common.vit)
 
 
 def model(config):

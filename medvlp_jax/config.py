@@ -1,6 +1,7 @@
 """The config of a run on disk: written once, compared when the run resumes."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ FREE_FIELDS = (
     "model.trunk.remat",
 )
 
+NO_FIELD = "(no such field)"
+
 
 def flat(config: Any) -> dict[str, Any]:
     """The config as dotted names -> values, tuples as lists."""
@@ -48,10 +51,30 @@ def flat(config: Any) -> dict[str, Any]:
     return result
 
 
-def changed(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """Fields that make one flat config another run than the other, sorted; FREE_FIELDS may differ."""
-    names = sorted({*stored, *current})
-    return [name for name in names if stored.get(name) != current.get(name) and not name.startswith(FREE_FIELDS)]
+def differing(*fields: dict[str, Any]) -> dict[str, list[Any]]:
+    """What flat configs do not agree on, sorted: field -> the value of each, `NO_FIELD` where it has none."""
+    names = sorted({name for config in fields for name in config})
+    rows = {name: [config.get(name, NO_FIELD) for config in fields] for name in names}
+    return {name: values for name, values in rows.items() if any(value != values[0] for value in values)}
+
+
+def makes_another_run(field: str) -> bool:
+    """Whether a run is another one with another value of a field: not with `FREE_FIELDS`."""
+    return not field.startswith(FREE_FIELDS)
+
+
+def differences(
+    one: dict[str, Any],
+    other: dict[str, Any],
+    words: tuple[str, str],
+    which: Callable[[str], bool] = makes_another_run,
+) -> list[str]:
+    """A line for every field in which two flat configs differ, such as "seed: the run has 0, you ask for 1".
+
+    Args: words: before the value of the one and of the other. which: says which fields are looked at.
+    """
+    rows = {name: values for name, values in differing(one, other).items() if which(name)}
+    return [f"{name}: {words[0]} {a!r}, {words[1]} {b!r}" for name, (a, b) in rows.items()]
 
 
 def claim_workdir(config: Any, workdir: Path, *, write: bool = True) -> None:
@@ -65,11 +88,7 @@ def claim_workdir(config: Any, workdir: Path, *, write: bool = True) -> None:
     started = any(entry.name.isdigit() for entry in (Path(workdir) / "checkpoints").glob("*"))
     if path.exists() and started:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        differ = [
-            f"{name}: the run has {stored.get(name, '(no such field)')!r}, you ask for "
-            f"{current.get(name, '(no such field)')!r}"
-            for name in changed(stored, current)
-        ]
+        differ = differences(stored, current, ("the run has", "you ask for"))
         if differ:
             raise ValueError(
                 f"The run folder {workdir} belongs to another config:\n  " + "\n  ".join(differ) + "\n"

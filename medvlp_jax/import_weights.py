@@ -180,11 +180,8 @@ def _variables(tensors: Mapping[str, np.ndarray], config: Any, tower: text_tower
 
 def _same_meaning(exported: Mapping[str, Any], config: Any) -> None:
     asked = json.loads(json.dumps(configs.flat(config)))
-    differ = [
-        f"{name}: exported {exported.get(name, '(no such field)')!r}, asked {asked.get(name, '(no such field)')!r}"
-        for name in sorted({*exported, *asked})
-        if name.startswith(MEANING) and not name.startswith(FREE) and exported.get(name) != asked.get(name)
-    ]
+    means = lambda name: name.startswith(MEANING) and not name.startswith(FREE)  # noqa: E731
+    differ = configs.differences(exported, asked, ("exported", "asked"), means)
     if differ:
         raise ValueError(
             "The weights were exported from another config:\n  " + "\n  ".join(differ) + "\n"

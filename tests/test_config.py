@@ -138,6 +138,19 @@ def test_flat():
     assert configs.flat(config.to_dict()) == configs.flat(config)
 
 
+def test_fields_that_differ():
+    one, two, three = {"a": 1, "seed": 0}, {"a": 1, "seed": 1, "new": [1]}, {"a": 1, "seed": 1}
+    missing = "(no such field)"
+    assert configs.differing(one, two, three) == {"new": [missing, [1], missing], "seed": [0, 1, 1]}
+    assert configs.differing(two, two) == {}
+    assert configs.differences(one, two, ("there", "now")) == [
+        "new: there '(no such field)', now [1]",
+        "seed: there 0, now 1",
+    ]
+    assert configs.differences(one, two, ("", ""), lambda field: field == "a") == []
+    assert configs.differences({"total_steps": 1}, {}, ("", "")) == []  # does not make another run
+
+
 def test_claim_writes_the_config_once(tmp_path):
     configs.claim_workdir(small(), tmp_path, write=False)
     assert list(tmp_path.iterdir()) == []
@@ -228,12 +241,7 @@ def test_load_of_a_damaged_config(tmp_path):
 def test_golden(file):
     path, (name, argument) = HERE / "golden" / f"{file}.json", RENEW["DUMPS"][file]
     golden, now = json.loads(path.read_text(encoding="utf-8")), json.loads(RENEW["dump"](name, argument))
-    missing = "(no such field)"
-    changed = [
-        f"{field}: {golden.get(field, missing)!r} -> {now.get(field, missing)!r}"
-        for field in sorted({*golden, *now})
-        if (field in golden) != (field in now) or golden[field] != now[field]
-    ]
+    changed = configs.differences(golden, now, ("was", "is"), lambda field: True)
     if changed:
         pytest.fail(
             f"configs/{name}.py:{argument} differs from {path.name}:\n  " + "\n  ".join(changed) + "\n"

@@ -42,7 +42,13 @@ def load(folder: str | Path = ".") -> Model:
 
     folder = Path(folder)
     config = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    kinds = {"imitate": Imitate, "two_towers": TwoTowers, "local_towers": LocalTowers, "lovt": Lovt}
+    kinds = {
+        "imitate": Imitate,
+        "two_towers": TwoTowers,
+        "local_towers": LocalTowers,
+        "lovt": Lovt,
+        "composed": Composed,
+    }
     model = kinds[config["kind"]](config, folder)
     model.trunk.load_state_dict(load_file(folder / "trunk.safetensors"), strict=True)
     heads = load_file(folder / "heads.safetensors")
@@ -231,6 +237,15 @@ class AttentionPool(nn.Module):
         return self.out(share.sum(dim=1)), self.out(units.shape[1] * share)
 
 
+class CrossAttention(nn.Module):
+    """What regions and sentences see of each other (LoVT): used in training alone, kept so that nothing is lost."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(3))
+        self.norm = nn.BatchNorm1d(width)
+
+
 class ReadBranch(nn.Module):
     """Channels of all stages -> tokens -> attention -> head, averaged over the fixed draws of `model.json`."""
 
@@ -276,9 +291,15 @@ class Model(nn.Module):
             grey = F.interpolate(grey, (side, side), mode="bilinear", align_corners=True)
         return (grey / 255.0 - self.mean) / self.std
 
-    def _regions(self, head, pixels) -> torch.Tensor:
+    def _last_map(self, pixels) -> torch.Tensor:
+        """[N, h, w, C]: the last stage of a ResNet, the patches of a ViT."""
         levels = self.trunk(self.normalize(pixels))
-        last = levels[f"stage{sum(name.startswith('stage') for name in levels)}"].permute(0, 2, 3, 1)
+        if "patches" in levels:
+            return levels["patches"]
+        return levels[f"stage{sum(name.startswith('stage') for name in levels)}"].permute(0, 2, 3, 1)
+
+    def _regions(self, head, pixels) -> torch.Tensor:
+        last = self._last_map(pixels)
         pooled = last.mean((1, 2), keepdim=True).expand_as(last)
         return head(last.flatten(0, 2), pooled.flatten(0, 2)).unflatten(0, last.shape[:3])
 
@@ -305,12 +326,39 @@ class Model(nn.Module):
         batch = tokenizer(list(texts), return_tensors="pt", padding=True, truncation=True, max_length=length)
         batch = batch.to(self.mean.device)
         hidden = sum(tower(**batch, output_hidden_states=True).hidden_states[-text.get("layers", 1) :])
+        return self._pool(hidden, batch["attention_mask"])
+
+    def _pool(self, hidden, mask) -> torch.Tensor:
+        """Tokens [N, L, E] -> [N, E], as `model.json` says."""
+        text, mask = self.config["text"], mask[:, :, None].float()
         if text["pooling"] == "cls":
             return hidden[:, 0]
-        mask = batch["attention_mask"][:, :, None].float()
         if text["pooling"] == "max":
             return hidden.masked_fill(mask == 0, float("-inf")).amax(dim=1)
         return (hidden * mask).sum(dim=1) / (text.get("mean_over") or mask.sum(dim=1).clamp(min=1))
+
+    def _read_sentences(self, texts: list[str]) -> tuple[list, torch.Tensor, torch.Tensor]:
+        """Texts read as [CLS] s1 s2 ... [SEP]: the pieces of the sentences of each, tokens [N, L, E], and their mask.
+
+        Sentences are split by `sentences.py`; what is too long or too many is left out.
+        """
+        tokenizer, tower = self._text_tower()
+        text, split = self.config["text"], runpy.run_path(str(self.folder / "sentences.py"))["split_sentences"]
+        most, room = text["max_sentences"], text["max_length"] - 2
+        rows = []
+        for sentences in map(split, texts):
+            pieces = [tokenizer(s, add_special_tokens=False, truncation=False)["input_ids"] for s in sentences]
+            pieces = [p for p in pieces if p][:most]
+            kept = [p[:room] for p in pieces[:1]]
+            for p in pieces[1:]:
+                if sum(map(len, kept)) + len(p) > room:
+                    break
+                kept.append(p)
+            rows.append(kept)
+        ids = [[tokenizer.cls_token_id, *(i for p in kept for i in p), tokenizer.sep_token_id] for kept in rows]
+        batch = tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.mean.device)
+        mask = batch["attention_mask"]
+        return rows, tower(batch["input_ids"], attention_mask=mask).last_hidden_state, mask
 
     def view(self, grey) -> torch.Tensor:
         """The evaluation view of an upright grey image uint8 [H, W] (NumPy or torch), 0 black: uint8 [S, S].
@@ -368,7 +416,7 @@ class TwoTowers(Model):
     @torch.no_grad()
     def embed_image(self, pixels) -> dict[str, torch.Tensor]:
         """`config["sections"][0]` [N, D], aligned with texts; `pooled` [N, C], trunk features for probes."""
-        pooled = self.trunk(self.normalize(pixels))["pooled"]
+        pooled = self._last_map(pixels).mean((1, 2))
         return {self.config["sections"][0]: self.image_head(pooled), "pooled": pooled}
 
     @torch.no_grad()
@@ -422,10 +470,7 @@ class Lovt(Model):
         for name, side in (("image", "image"), ("region", "image"), ("text", "text"), ("sentence", "text")):
             head = ProjectionHead(sizes[f"{side}_width"], sizes[f"{side}_hidden"], features, norm_output=False)
             self.add_module(f"{name}_head", head)
-        self.cross_attention = nn.Module()  # used in training alone
-        for name in ("key", "value", "out"):
-            self.cross_attention.add_module(name, nn.Linear(features, features))
-        self.cross_attention.norm = nn.BatchNorm1d(features)
+        self.cross_attention = CrossAttention(features)
 
     def _places(self, levels) -> torch.Tensor:
         return levels[f"stage{sum(name.startswith('stage') for name in levels)}"].flatten(2).transpose(1, 2)
@@ -448,27 +493,10 @@ class Lovt(Model):
 
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> torch.Tensor:
-        """Texts -> the vectors of their sentences [N, M, E], zeros behind the last one.
-
-        Sentences are split by `sentences.py` and read together; what is too long or too many is left out.
-        """
-        tokenizer, tower = self._text_tower()
-        text, split = self.config["text"], runpy.run_path(str(self.folder / "sentences.py"))["split_sentences"]
-        most, room = text["max_sentences"], text["max_length"] - 2
-        rows = []
-        for sentences in map(split, texts):
-            pieces = [tokenizer(s, add_special_tokens=False, truncation=False)["input_ids"] for s in sentences]
-            pieces = [p for p in pieces if p][:most]
-            kept = [p[:room] for p in pieces[:1]]
-            for p in pieces[1:]:
-                if sum(map(len, kept)) + len(p) > room:
-                    break
-                kept.append(p)
-            rows.append(kept)
-        ids = [[tokenizer.cls_token_id, *(i for p in kept for i in p), tokenizer.sep_token_id] for kept in rows]
-        batch = tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.mean.device)
-        hidden = tower(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-        vectors = hidden.new_zeros(len(texts), most, hidden.shape[-1])
+        """Texts -> the vectors of their sentences [N, M, E], zeros behind the last one."""
+        rows, hidden, _ = self._read_sentences(texts)
+        text = self.config["text"]
+        vectors = hidden.new_zeros(len(texts), text["max_sentences"], hidden.shape[-1])
         for row, kept in enumerate(rows):
             start = 1
             for m, p in enumerate(kept):
@@ -483,6 +511,44 @@ class Lovt(Model):
         real = (vectors != 0).any(dim=-1)
         vector, _ = self.text_pool(vectors, real, self.config["pool"]["mean_over_padding"])
         return self.text_head(vector)
+
+
+class Composed(Model):
+    """Terms of several methods over the same towers: every part that one of them needs."""
+
+    def __init__(self, config: dict, folder: str | Path = "."):
+        super().__init__(config, folder)
+        features = config["heads"]["features"]
+        for name, sizes in config["heads"]["parts"].items():
+            self.add_module(f"{name}_head", ProjectionHead(features=features, **sizes))
+        if "read" in config:
+            self.read = ReadBranch(**config["read"], features=features)
+        if config["cross_attention"]:
+            self.cross_attention = CrossAttention(features)
+        self.logits = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in config["logits"]})
+
+    @torch.no_grad()
+    def embed_image(self, pixels) -> dict[str, torch.Tensor]:
+        """Of every section the vector [N, D] that is aligned with it; `pooled` [N, C], trunk features for probes."""
+        levels = self.trunk(self.normalize(pixels))
+        of = {"pooled": lambda: self.image_head(levels["pooled"]), "levels": lambda: self.read(levels)}
+        aligned = {section: of[vector]() for section, vector in self.config["aligned"].items()}
+        return {**aligned, "pooled": levels["pooled"]}
+
+    @torch.no_grad()
+    def image_regions(self, pixels) -> torch.Tensor:
+        """[N, h, w, D]: what each place contributes to the vector of sections that are compared with `pooled`."""
+        if "pooled" not in self.config["aligned"].values():
+            raise NotImplementedError("No text is compared with `pooled`: there are no heat maps of this model.")
+        return self._regions(self.image_head, pixels)
+
+    @torch.no_grad()
+    def encode_text(self, texts: list[str]) -> torch.Tensor:
+        """Texts -> vectors [N, E], with the tower in `text/`; by sentences where some are compared with regions."""
+        if self.config["text"]["units"] != "sentences":
+            return super().encode_text(texts)
+        _, hidden, mask = self._read_sentences(texts)
+        return self._pool(hidden, mask)
 
 
 def resize(grey: torch.Tensor, height: int, width: int) -> torch.Tensor:

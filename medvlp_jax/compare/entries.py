@@ -118,10 +118,7 @@ def check_comparable(fields: dict[str, dict[str, Any]]) -> None:
     (first, reference), *others = fields.items()
     differ: list[str] = []
     for name, own in others:
-        for field in sorted({*reference, *own}):
-            values = reference.get(field, "(no such field)"), own.get(field, "(no such field)")
-            if field.startswith(SAME) and values[0] != values[1]:
-                differ.append(f"{field}: {first} has {values[0]!r}, {name} has {values[1]!r}")
+        differ += configs.differences(reference, own, (f"{first} has", f"{name} has"), lambda f: f.startswith(SAME))
     if differ:
         raise ValueError(
             "Not comparable, because data or evaluation differ:\n  " + "\n  ".join(differ) + "\n"

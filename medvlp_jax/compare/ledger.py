@@ -41,10 +41,7 @@ class Ledger:
             fields = json.loads(json.dumps(entry.fields))
             if stored is None:
                 continue
-            differ = [
-                f"{field}: there {stored['fields'].get(field)!r}, now {fields.get(field)!r}"
-                for field in configs.changed(stored["fields"], fields)
-            ]
+            differ = configs.differences(stored["fields"], fields, ("there", "now"))
             if differ:
                 raise ValueError(
                     f"--out={out} holds a comparison with another {entry.name}:\n  " + "\n  ".join(differ) + "\n"

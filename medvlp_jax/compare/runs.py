@@ -76,7 +76,7 @@ def finished(workdir: Path, wanted: Mapping[str, Any]) -> bool:
         return False
     wanted = json.loads(json.dumps(wanted))
     scored = all(stored.get(name) == value for name, value in wanted.items() if name.startswith(SAME))
-    return step == wanted["total_steps"] and scored and not configs.changed(stored, wanted)
+    return step == wanted["total_steps"] and scored and not configs.differences(stored, wanted, ("stored", "wanted"))
 
 
 @contextlib.contextmanager

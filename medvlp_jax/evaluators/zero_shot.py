@@ -34,9 +34,9 @@ PROTOCOL = (
 )
 OWN_PROMPTS, OWN_SEED = 5, 6
 OWN_PROTOCOL = (
-    f" `own` (GLoRIA): mean of the cosine and the method's local score of an image and a text, greatest over "
-    f"{OWN_PROMPTS} affirming texts per finding, drawn with seed {OWN_SEED}; `own/multiclass_z` standardises each "
-    "class over the scored images before the argmax."
+    " `own` (GLoRIA's protocol): mean of the cosine and the method's local score of an image and a text, the greatest "
+    f"over {OWN_PROMPTS} affirming texts per finding, drawn with seed {OWN_SEED}; `own/multiclass_z` standardises "
+    "each class over the scored images before the argmax."
 )
 
 
@@ -144,7 +144,10 @@ def _accuracy(
 
 
 def _own(context: Context, pairs, features: Features, section: str, names, weight_RxN: NDArray) -> list[Score]:
-    """GLoRIA's classification: global and local score together. Source: marshuang80/gloria@416466a."""
+    """GLoRIA's classification: global and local score together. Source: marshuang80/gloria@416466a.
+
+    For other methods with a local score the protocol is the same and the score is theirs.
+    """
     drawn = prompts.drawn(pairs, OWN_PROMPTS, OWN_SEED)
     texts = list(dict.fromkeys(text for some in drawn.values() for text in some))
     local_NxT = context.local_scores(context.split, texts)

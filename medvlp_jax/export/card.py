@@ -71,7 +71,8 @@ def _files(model: dict[str, Any], onnx: bool) -> str:
         how += "; for a three-channel network repeat `conv1.weight` three times and divide it by 3"
     text = model["text"]
     by_sentences = "max_sentences" in text
-    of_each = f" of each sentence, {text['max_sentences']} at most" if by_sentences else ""
+    of_each = f" of {'each sentence' if model['kind'] == 'lovt' else 'the tokens of the sentences'}"
+    of_each = f"{of_each}, {text['max_sentences']} at most" if by_sentences else ""
     lines = [
         f"- `trunk.safetensors`: image encoder, {how}",
         f"- `heads.safetensors`: projection heads{' and read branch' if 'read' in model else ''}; `model.json`: sizes"

@@ -37,6 +37,12 @@ def build(model: Mapping[str, Any], trunk: Mapping[str, np.ndarray], heads: Mapp
     pooled = graph.add("Flatten", graph.add("GlobalAveragePool", stages[-1]), axis=1)
     if model["kind"] == "imitate":
         outputs = {"findings": _read(graph, stages, model), "impression": _head(graph, pooled, "diagnosis_head")}
+    elif model["kind"] == "composed":
+        of = {
+            "pooled": lambda: _head(graph, pooled, "image_head"),
+            "levels": lambda: _read(graph, stages, model),
+        }
+        outputs = {section: of[vector]() for section, vector in model["aligned"].items()}
     else:
         vector = _attention_pool(graph, stages[-1], model) if model["kind"] == "lovt" else pooled
         outputs = {section: _head(graph, vector, "image_head") for section in model["sections"]}

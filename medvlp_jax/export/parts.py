@@ -140,15 +140,20 @@ def _two_towers(trained: Trained) -> dict[str, Any]:
     }
 
 
+def _read_branch(trained: Trained, levels: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes of IMITATE's read branch, and the channels that evaluation reads."""
+    read = trained.config.model.read
+    draws = imitate.evaluation_channels(read, [levels[stage].shape[-1] for stage in imitate.STAGES])
+    return {
+        "channels": [[np.asarray(stage).tolist() for stage in draw] for draw in draws],
+        **{name: read[name] for name in ("grid", "tokens", "heads", "mask_padding", "hidden")},
+    }
+
+
 def _imitate(trained: Trained) -> dict[str, Any]:
     config, embedding = trained.config.model, _embedding_shapes(trained)
-    widths = [embedding.levels[stage].shape[-1] for stage in imitate.STAGES]
-    draws = imitate.evaluation_channels(config.read, widths)
     return {
-        "read": {
-            "channels": [[np.asarray(stage).tolist() for stage in draw] for draw in draws],
-            **{name: config.read[name] for name in ("grid", "tokens", "heads", "mask_padding", "hidden")},
-        },
+        "read": _read_branch(trained, embedding.levels),
         "heads": {
             "features": config.features,
             "image_width": embedding.pooled_BxVxC.shape[-1],
@@ -159,19 +164,25 @@ def _imitate(trained: Trained) -> dict[str, Any]:
     }
 
 
-def _local_towers(trained: Trained) -> dict[str, Any]:
-    """Every head with its sizes, read from its parameters; what is summed and divided on the text side."""
-    config, params = trained.config, trained.variables["params"]
-    heads = {}
+def _heads(trained: Trained) -> dict[str, dict[str, Any]]:
+    """Every head with its sizes, read from its variables: what `modeling.ProjectionHead` takes."""
+    params, statistics, heads = trained.variables["params"], trained.variables["batch_stats"], {}
     for name in sorted(name for name in params if name.endswith("_head")):
-        head = params[name]
+        head, norms = params[name], statistics.get(name, {})
         first = head.get("linear1", head["linear2"])["kernel"]
         heads[name.removesuffix("_head")] = {
             "inputs": first.shape[0],
             "hidden": first.shape[1] if "linear1" in head else 0,
-            "norm": "norm1" in head,
+            "norm": bool(norms),
             "bias": "bias" in head["linear2"],
+            "norm_output": "norm2" in norms,
         }
+    return heads
+
+
+def _local_towers(trained: Trained) -> dict[str, Any]:
+    """Every head with its sizes; what is summed and divided on the text side."""
+    config, params, heads = trained.config, trained.variables["params"], _heads(trained)
     text = {"pooling": trained.tower.pooling, "max_length": trained.tower.max_length}
     text |= {"layers": config.model.get("last_layers", 1), "split": config.text.split}
     if config.model.local.get("text_mean") == "padded":
@@ -200,11 +211,29 @@ def _lovt(trained: Trained) -> dict[str, Any]:
     }
 
 
+def _composed(trained: Trained) -> dict[str, Any]:
+    """Every part that some term has brought; for each text the vector of the image that it is compared with."""
+    config, params, embedding = trained.config, trained.variables["params"], _embedding_shapes(trained)
+    text = {"pooling": config.text.pooling, "max_length": trained.tower.max_length, "units": config.text.units}
+    if config.text.units == "sentences":
+        text["max_sentences"] = config.text.max_sentences
+    sizes = {"features": config.model.features, "image_width": embedding.pooled_BxVxC.shape[-1]}
+    return {
+        **({"read": _read_branch(trained, embedding.levels)} if "read" in params else {}),
+        "heads": {**sizes, "parts": _heads(trained)},
+        "aligned": dict(trained.model.aligned),
+        "cross_attention": "cross_attention" in params,
+        "logits": sorted(params.get("logits", {})),
+        "text": text,
+    }
+
+
 EXPORTABLE: dict[str, Exportable] = {
     "imitate": Exportable("imitate", _imitate),
     **dict.fromkeys(("clip", "convirt", "m_flag", "siglip"), Exportable("two_towers", _two_towers)),
     **dict.fromkeys(("gloria", "mgca"), Exportable("local_towers", _local_towers)),
     "lovt": Exportable("lovt", _lovt),
+    "composed": Exportable("composed", _composed),
 }
 
 

@@ -189,4 +189,5 @@ _CANONICAL: dict[str, Callable[[Mapping[str, np.ndarray]], Tensors]] = {
     "two_towers_heads": _without_counters,
     "local_towers_heads": _without_counters,
     "lovt_heads": _without_counters,
+    "composed_heads": _without_counters,
 }

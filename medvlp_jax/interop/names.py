@@ -124,12 +124,21 @@ VIT_TIMM = [
     *_layer_norm("norm", "norm"),
 ]
 
-IMITATE_HEADS = [
+READ_BRANCH = [
     Row("params/read/attention/cls", "read.attention.cls"),
     Row("params/read/attention/positions", "read.attention.positions"),
     *_head_projection("read/attention/(query|key|value)", "read.attention.{0}"),
     *_head_output("read/attention/out", "read.attention.out"),
     *_projection_head("read/head", "read.head"),
+]
+
+CROSS_ATTENTION = [
+    *_dense("cross_attention/(key|value|out)", "cross_attention.{0}"),
+    *_batch_norm("cross_attention/norm", "cross_attention.norm"),
+]
+
+IMITATE_HEADS = [
+    *READ_BRANCH,
     *_projection_head("diagnosis_head", "diagnosis_head"),
     *_projection_head("text_head", "text_head"),
 ]
@@ -151,8 +160,15 @@ LOVT_HEADS = [
     *_batch_norm(r"(image|text|region|sentence)_head/norm1", "{0}_head.norm1"),
     *_head_projection("(image|text)_pool/(query|key|value)", "{0}_pool.{1}"),
     *_head_output("(image|text)_pool/out", "{0}_pool.out"),
-    *_dense("cross_attention/(key|value|out)", "cross_attention.{0}"),
-    *_batch_norm("cross_attention/norm", "cross_attention.norm"),
+    *CROSS_ATTENTION,
+]
+
+COMPOSED_HEADS = [
+    *_dense(r"(image|text|region|unit)_head/linear(\d)", "{0}_head.linear{1}"),
+    *_batch_norm(r"(image|text|region|unit)_head/norm(\d)", "{0}_head.norm{1}"),
+    Row("params/logits/(log_scale|bias)", "logits.{0}"),
+    *READ_BRANCH,
+    *CROSS_ATTENTION,
 ]
 
 TABLES: dict[str, list[Row]] = {
@@ -165,6 +181,7 @@ TABLES: dict[str, list[Row]] = {
     "two_towers_heads": TWO_TOWERS_HEADS,
     "local_towers_heads": LOCAL_TOWERS_HEADS,
     "lovt_heads": LOVT_HEADS,
+    "composed_heads": COMPOSED_HEADS,
 }
 
 

@@ -32,6 +32,7 @@ class SharedCrossAttention(nn.Module):
     averages are updated twice per step.
 
     Attributes:
+      width: D, of both sides and of what they see.
       norm: fields of `BatchNorm` (scope, group_size, ...).
       mask_statistics: padded sentences stay out of the batch statistics (the released code lets them in).
       dtype: compute type; softmax and statistics are float32.
@@ -39,11 +40,18 @@ class SharedCrossAttention(nn.Module):
     Source: philip-mueller/lovt@f548985, `CrossAttention` with `symmetric`.
     """
 
+    width: int
     norm: dict[str, Any]
     mask_statistics: bool = True
     dtype: jnp.dtype = jnp.float32
 
-    @nn.compact
+    def setup(self):
+        init = nn.initializers.variance_scaling(1.0, "fan_out", "normal")
+        self.key, self.value, self.out = (
+            nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name=name) for name in ("key", "value", "out")
+        )
+        self.output_norm = BatchNorm(**self.norm, dtype=jnp.float32, name="norm")
+
     def __call__(
         self,
         region_BxRxD: Float[Array, "B R D"],
@@ -54,25 +62,27 @@ class SharedCrossAttention(nn.Module):
         valid_B: Bool[Array, " B"] | None = None,
     ) -> Seen:
         """Args: both sides in one width D; mask_BxM real sentences; valid_B samples that may enter the statistics."""
-        width = region_BxRxD.shape[-1]
-        init = nn.initializers.variance_scaling(1.0, "fan_out", "normal")
-        key, value, out = (
-            nn.Dense(width, kernel_init=init, dtype=self.dtype, name=name) for name in ("key", "value", "out")
-        )
-        norm = BatchNorm(**self.norm, dtype=jnp.float32, name="norm")
         score_BxRxM = jnp.einsum(
-            "brd,bmd->brm", key(region_BxRxD), key(sentence_BxMxD), preferred_element_type=jnp.float32
-        ) / math.sqrt(width)
+            "brd,bmd->brm", self.key(region_BxRxD), self.key(sentence_BxMxD), preferred_element_type=jnp.float32
+        ) / math.sqrt(self.width)
         region_attention_BxRxM = masked_softmax(score_BxRxM, mask_BxM[:, None, :])
         sentence_attention_BxMxR = masked_softmax(score_BxRxM.swapaxes(1, 2), mask_BxM[..., None])
-        of_region_BxRxD = out(region_attention_BxRxM.astype(self.dtype) @ value(sentence_BxMxD))
-        of_sentence_BxMxD = out(sentence_attention_BxMxR.astype(self.dtype) @ value(region_BxRxD))
+        of_region_BxRxD = self.out(region_attention_BxRxM.astype(self.dtype) @ self.value(sentence_BxMxD))
+        of_sentence_BxMxD = self.out(sentence_attention_BxMxR.astype(self.dtype) @ self.value(region_BxRxD))
         counted_BxM = mask_BxM if self.mask_statistics else jnp.ones_like(mask_BxM)
         if valid_B is not None:
             counted_BxM = counted_BxM & valid_B[:, None]
         return Seen(
-            norm(of_region_BxRxD, train=train, valid_N=valid_B).astype(jnp.float32),
-            norm(of_sentence_BxMxD, train=train, valid_N=counted_BxM).astype(jnp.float32),
+            self.output_norm(of_region_BxRxD, train=train, valid_N=valid_B).astype(jnp.float32),
+            self.output_norm(of_sentence_BxMxD, train=train, valid_N=counted_BxM).astype(jnp.float32),
             region_attention_BxRxM,
             sentence_attention_BxMxR,
         )
+
+    def asking(self, unit_NxUxD: Float[Array, "N U D"]) -> Float[Array, "N U D"]:
+        """Units as scores compare them: products of both sides' are the scores, their softmax the attention."""
+        return self.key(unit_NxUxD).astype(jnp.float32) / self.width**0.25
+
+    def showing(self, unit_NxUxD: Float[Array, "N U D"]) -> Float[Array, "N U D"]:
+        """What units show in evaluation: their mean by an attention that sums to one is what is seen of them."""
+        return self.output_norm(self.out(self.value(unit_NxUxD)), train=False).astype(jnp.float32)

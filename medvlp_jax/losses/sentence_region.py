@@ -3,10 +3,14 @@
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from medvlp_jax.losses.local import local_scores
+from medvlp_jax.losses.schedules import Sweep
+from medvlp_jax.losses.similarity import product, unit_rows
 from medvlp_jax.losses.token_alignment import unit_contrast
 
 SMOOTHINGS = ("exponential", "uniform", "none")
@@ -22,6 +26,22 @@ class LocalTerms(NamedTuple):
     seen_to_region: Array
     sentence_to_seen: Array
     seen_to_sentence: Array
+
+
+class Regions(NamedTuple):
+    """Images, as `sentence_scores` needs them, N×R×D each: what attention compares, and what regions show to it."""
+
+    asked: Array
+    shown: Array
+
+
+class Sentences(NamedTuple):
+    """Texts, as `sentence_scores` needs them: what asks, N×M×D, the sentences themselves, N×M×D, and their shares, N×M,
+    zero for what is no sentence."""
+
+    asking: Array
+    sentence: Array
+    share: Array
 
 
 def spatial_targets(
@@ -87,6 +107,24 @@ def sentence_region_terms(
         sentence_BxMxD, sentence_seen_BxMxD, sentence_weight_BxM, keep_BxU=sentence_mask_BxM, **shared
     )
     return LocalTerms(*of_regions, *of_sentences)
+
+
+def sentence_scores(regions: Regions, sentences: Sentences) -> Float[Array, "N T"]:
+    """Every image with every text: how well sentences agree with what they see of the image.
+
+    A sentence attends over the regions; the score is the cosine of the sentence with what it sees, its mean over the
+    sentences of the text weighed by their shares. For the images' own texts that is what the local terms raise.
+
+    Returns: float32 in [-1, 1]; a text without sentences scores 0.
+    """
+    return local_scores(regions, sentences, _sentences_with_regions, sweep=Sweep("chunked"))
+
+
+def _sentences_with_regions(image: Regions, text: Sentences) -> Array:
+    attention_MxR = jax.nn.softmax(product(text.asking, image.asked.T), axis=1)
+    seen_MxD = product(attention_MxR, image.shown)
+    cosine_M = jnp.sum(unit_rows(text.sentence) * unit_rows(seen_MxD), axis=1)
+    return jnp.sum(_to_one(text.share[None])[0] * cosine_M)
 
 
 def _to_one(weight_BxU: Array) -> Array:

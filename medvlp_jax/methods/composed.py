@@ -81,7 +81,8 @@ class Composed(nn.Module):
             self.region_head = ProjectionHead(model.head.image_hidden, norm=image_norm, **rest, norm_output=False)
             self.unit_head = ProjectionHead(model.head.text_hidden, norm=norm, **rest, norm_output=False)
         if "sentences" in self.by_units.values():
-            self.cross_attention = SharedCrossAttention({**towers.batch_norm(model), "views": views}, dtype=dtype)
+            unit_norm = {**towers.batch_norm(model), "views": views}
+            self.cross_attention = SharedCrossAttention(model.features, unit_norm, dtype=dtype)
         if self.bert is not None:
             self.text_tower = towers.trained_bert(self.bert, self.text)
         if any(map(learns_scale, self.terms.values())):

@@ -37,9 +37,11 @@ Reference for `preset='released'`: marshuang80/gloria@416466a. Every difference 
 | `optimizer.clip_norm`          | 0.25            | 1               | as the other methods here                       |
 | `batch_size`                   | 48              | 96              | more negatives                                  |
 
-The released schedule halves the rate when the validation loss stands still; that is not built, its rate stays
-constant. A word that is unknown to the vocabulary ([UNK]) costs the released code one word at the end of the text; here
-it counts as a word in both presets. Training is float32 or bfloat16 (`model.dtype`, `text.dtype`), not float16.
+The released schedule halves the rate when the validation loss stands still; that is not built, its rate stays constant.
+A word that is unknown to the vocabulary ([UNK]) costs the released code one word at the end of the text; here it counts
+as a word in both presets. Zero-shot counts the words of a prompt, where the released code counts characters and so
+takes in [SEP] and padding; its retriever, which skips the first word, is not repeated. Training is float32 or bfloat16
+(`model.dtype`, `text.dtype`), not float16.
 """
 
 from typing import Any, NamedTuple
@@ -109,10 +111,8 @@ class Gloria(nn.Module):
 
     def embed_image(self, image_BxVxHxWx1: Array, *, train: bool = False) -> ImageEmbedding:
         """`local` and `regions`: the regions that words look at, of the mean of whose words a text's vector is made."""
-        shape, model = image_BxVxHxWx1.shape[:2], self.model
-        pixel_NxHxWxC = towers.pixels(image_BxVxHxWx1, self.image, model.dtype, side=model.upsample)
-        levels = dict(self.trunk(pixel_NxHxWxC, train=train))
-        region_NxhxwxD = self.region_head(local_towers.local_level(levels, model.local.level), train=train)
+        shape, seen = image_BxVxHxWx1.shape[:2], (image_BxVxHxWx1, self.image, self.model)
+        levels, region_NxhxwxD = local_towers.levels_and_regions(self.trunk, self.region_head, *seen, train=train)
         image_BxVxD = self.image_head(levels["pooled"], train=train).reshape(*shape, -1)
         regions = {self.section: region_NxhxwxD.reshape(*shape, *region_NxhxwxD.shape[1:])}
         pooled_BxVxC = levels.pop("pooled").reshape(*shape, -1)

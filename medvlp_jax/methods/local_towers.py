@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from medvlp_jax.encoders.bert import BertConfig
+from medvlp_jax.methods import towers
 from medvlp_jax.methods.two_towers import one_section
 
 
@@ -32,6 +33,19 @@ def local_level(levels: dict[str, Array], name: str) -> Float[Array, "N h w C"]:
             f"Use --config.model.local.level={sorted(maps)[-1]}, or a trunk with this level."
         )
     return maps[name]
+
+
+def levels_and_regions(
+    trunk: Any, region_head: Any, image_BxVxHxWx1: Array, image: Any, model: Any, *, train: bool
+) -> tuple[dict[str, Array], Float[Array, "N h w D"]]:
+    """The levels of a bound trunk, and its places at `model.local.level` through the head for regions.
+
+    Args: image, model: `config.image` and `config.model`, with `upsample`: side of what the trunk sees, 0: views as
+      they are. Raises: as `local_level`.
+    """
+    pixel_NxHxWxC = towers.pixels(image_BxVxHxWx1, image, model.dtype, side=model.upsample)
+    levels = dict(trunk(pixel_NxHxWxC, train=train))
+    return levels, region_head(local_level(levels, model.local.level), train=train)
 
 
 def tokens_of(batch: dict[str, Array], section: str) -> tuple[Int[Array, "B L"], Bool[Array, "B L"], Int[Array, "B L"]]:

@@ -54,7 +54,14 @@ from medvlp_jax.layers.cross_attention import SharedCrossAttention
 from medvlp_jax.layers.heads import ProjectionHead
 from medvlp_jax.layers.text_units import segment_reduce, unit_mask
 from medvlp_jax.losses.schedules import Sweep
-from medvlp_jax.losses.sentence_region import LocalTerms, sentence_region_terms, spatial_targets
+from medvlp_jax.losses.sentence_region import (
+    LocalTerms,
+    Regions,
+    Sentences,
+    sentence_region_terms,
+    sentence_scores,
+    spatial_targets,
+)
 from medvlp_jax.methods import local_towers, towers, two_towers
 from medvlp_jax.methods.embeddings import ImageEmbedding, TextEmbedding
 from medvlp_jax.methods.groups import grouped, taking_part
@@ -109,7 +116,7 @@ class Lovt(nn.Module):
         self.text_head, self.sentence_head = (
             ProjectionHead(model.head.text_hidden, norm=norm, **head) for _ in range(2)
         )
-        self.cross_attention = SharedCrossAttention(image_norm, model.mask_statistics, dtype)
+        self.cross_attention = SharedCrossAttention(model.features, image_norm, model.mask_statistics, dtype)
 
     @property
     def section(self) -> str:
@@ -118,21 +125,29 @@ class Lovt(nn.Module):
 
     def embed_image(self, image_BxVxHxWx1: Array, *, train: bool = False) -> ImageEmbedding:
         """`aligned`: the global vector. `regions`: what each place contributes to it, with the attention as it is and
-        the head taken as linear around the pooled vector: their mean is the image's vector.
+        the head taken as linear around the pooled vector: their mean is the image's vector. `local`: what sentences
+        see of the image, with statistics of evaluation.
         """
         shape = image_BxVxHxWx1.shape[:2]
         levels = dict(self.trunk(towers.pixels(image_BxVxHxWx1, self.image, self.model.dtype), train=train))
-        pooled = self.image_pool(local_towers.flat_regions(levels["stage4"]), parts=True)
+        place_NxRxC = local_towers.flat_regions(levels["stage4"])
+        pooled = self.image_pool(place_NxRxC, parts=True)
         image_BxVxD = self.image_head(pooled.vector, train=train).reshape(*shape, -1)
         region_NxRxD = self.image_head(pooled.part, train=False, gates_of_NxI=pooled.vector[:, None])
         grid = levels["stage4"].shape[1:3]
         regions = {self.section: region_NxRxD.reshape(*shape, *grid, -1)}
         gap_BxVxC = levels.pop("pooled").reshape(*shape, -1)
-        return ImageEmbedding({self.section: image_BxVxD}, gap_BxVxC, levels, regions)
+        local_NxRxD = self.region_head(place_NxRxC, train=False)
+        local = Regions(self.cross_attention.asking(local_NxRxD), self.cross_attention.showing(local_NxRxD))
+        return ImageEmbedding({self.section: image_BxVxD}, gap_BxVxC, levels, regions, local)
 
     def embed_text(self, batch: dict[str, Array], *, train: bool = False) -> TextEmbedding:
-        """From `<section>_ids`, `<section>_mask` and `<section>_segment`, the sentence of every piece (B×L)."""
-        return TextEmbedding({self.section: self._text(batch, train)[0]})
+        """From `<section>_ids`, `<section>_mask` and `<section>_segment`, the sentence of every piece (B×L). `local`:
+        sentences that look at images, with statistics of evaluation."""
+        text_BxD, sentence_BxMxE, _, share_BxM = self._text(batch, train)
+        sentence_BxMxD = self.sentence_head(sentence_BxMxE, train=False)
+        local = Sentences(self.cross_attention.asking(sentence_BxMxD), sentence_BxMxD, share_BxM)
+        return TextEmbedding({self.section: text_BxD}, local)
 
     def __call__(self, batch: dict[str, Array], *, train: bool) -> Embeddings:
         text_BxD, sentence_BxMxE, mask_BxM, sentence_weight_BxM = self._text(batch, train)
@@ -231,6 +246,14 @@ def loss(
     of_sentences = local["sentence_to_seen"] + local["seen_to_sentence"]
     total = pairs["pairs"] + rule.region_weight * of_regions + rule.sentence_weight * of_sentences
     return total, {**pairs, **local}
+
+
+def scores(image_local: Regions, text_local: Sentences, config: Any) -> Float[Array, "N M"]:
+    """Local scores of all images with all texts: cosines of sentences with what they see, see `sentence_scores`.
+
+    Args: config: not used.
+    """
+    return sentence_scores(image_local, text_local)
 
 
 def local_terms(e: Embeddings, valid_B: Bool[Array, " B"], rule: Any) -> dict[str, Array]:

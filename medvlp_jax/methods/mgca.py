@@ -1,11 +1,11 @@
 """MGCA: images with reports, words with patches of their pair, both with prototypes (Wang et al., NeurIPS 2022).
 
 A ResNet gives a vector of the whole image and, from its third stage, one of every patch, or a ViT its class token and
-patches (`preset=vit`, `released_vit`); the first six layers of a
-clinical BERT give a vector of the report and one of every word (the sum of its pieces). Each of the four has an MLP
-with BatchNorm of its own into one small space. Three losses: ITA contrasts whole images and reports over the batch; CTA
-contrasts, inside each pair, every word with what it sees of the image against what the other words see, and every
-patch likewise, weighed by attention; CPA lets each side predict the other's balanced assignment to prototypes.
+patches (`preset=vit`, `released_vit`); the first six layers of a clinical BERT give a vector of the report and one of
+every word (the sum of its pieces). Each of the four has an MLP with BatchNorm of its own into one small space. Three
+losses: ITA contrasts whole images and reports over the batch; CTA contrasts, inside each pair, every word with what it
+sees of the image against what the other words see, and every patch likewise, weighed by attention; CPA lets each side
+predict the other's balanced assignment to prototypes.
 
     image --- trunk -+- stage4, mean --- image head --+
                      |                                +--- cosines B x B (ITA), prototypes (CPA)
@@ -41,7 +41,8 @@ is one config field:
 Both presets normalise prototypes after every update and give them no gradient in the first epoch
 (`loss.freeze_epochs`); AdamW's count of steps has run on by then, see `losses.prototypes.frozen_before`. The released
 code drops reports of fewer than three words, and chooses checkpoints on the validation and the test split together:
-neither is repeated.
+neither is repeated. Cross-attention has no parameters, as released; the modules with learnt projections that the
+released code makes and never calls are not built.
 """
 
 import math
@@ -145,11 +146,9 @@ class Mgca(nn.Module):
         )
 
     def _image(self, image_BxVxHxWx1: Array, train: bool) -> tuple[ImageEmbedding, Array, Array | None]:
-        shape, model = image_BxVxHxWx1.shape[:2], self.model
-        pixel_NxHxWxC = towers.pixels(image_BxVxHxWx1, self.image, model.dtype, side=model.upsample)
-        levels = dict(self.trunk(pixel_NxHxWxC, train=train))
-        place_NxPxC = local_towers.flat_regions(local_towers.local_level(levels, model.local.level))
-        region_NxPxD = self.region_head(place_NxPxC, train=train)
+        shape, seen = image_BxVxHxWx1.shape[:2], (image_BxVxHxWx1, self.image, self.model)
+        levels, region_NxhxwxD = local_towers.levels_and_regions(self.trunk, self.region_head, *seen, train=train)
+        region_NxPxD = local_towers.flat_regions(region_NxhxwxD)
         whole_NxC = levels["cls" if "cls" in levels else "pooled"].astype(jnp.float32)
         image_BxVxD = self.image_head(whole_NxC, train=train).reshape(*shape, -1)
         regions, weight_BxVxP = {}, None

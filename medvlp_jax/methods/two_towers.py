@@ -3,6 +3,8 @@
 views --- trunk --- mean over places --- image head ---+
                                                        +--- loss over all pairs
 text  --- BERT  --- pooling ------------ text head ----+
+
+The trunk is a ResNet, or a ViT whose places are its patches (`model.trunk.vit`).
 """
 
 from typing import Any
@@ -78,7 +80,8 @@ class TwoTowers(nn.Module):
     def embed_image(self, image_BxVxHxWx1: Array, *, train: bool = False) -> ImageEmbedding:
         """`regions`: what each place of the last map contributes to the image's vector, their mean."""
         shape = image_BxVxHxWx1.shape[:2]
-        levels = dict(self.trunk(towers.pixels(image_BxVxHxWx1, self.image, self.model.dtype), train=train))
+        pixel_NxHxWxC = towers.pixels(image_BxVxHxWx1, self.image, self.model.dtype)
+        levels = towers.with_pooled(self.trunk(pixel_NxHxWxC, train=train))
         image_BxVxD = self.image_head(levels["pooled"], train=train).reshape(*shape, -1)
         regions = {self.section: towers.regions(self.image_head, levels, shape)}
         pooled_BxVxC = levels.pop("pooled").reshape(*shape, -1)

@@ -7,12 +7,13 @@ from typing import Any
 
 import jinja2
 
+from medvlp_jax import config as configs
 from medvlp_jax.goodput import BEAT_SECONDS
 from medvlp_jax.metrics import clock
 from medvlp_jax.report import charts, scores
 from medvlp_jax.report.environment import environment
 from medvlp_jax.report.gallery import NOT_PUBLIC, gallery
-from medvlp_jax.report.run_folder import Run, differing_fields, distinct_names, read_run
+from medvlp_jax.report.run_folder import Run, distinct_names, read_run
 from medvlp_jax.report.timing import timing
 
 REPORT = "report.html"
@@ -27,6 +28,7 @@ RECIPE = {
     "Steps": "total_steps",
     "Epochs": "epochs",
     "Trunk": "model.trunk.depth",
+    "ViT": "model.trunk.vit",
     "Width": "model.trunk.width",
     "Features": "model.features",
     "Text tower": "text.weights",
@@ -107,7 +109,7 @@ def _comparison_page(runs: Sequence[Run]) -> str:
         runs=runs,
         scored=scored,
         differences=differences,
-        fields=differing_fields(runs),
+        fields=configs.differing(*(run.config for run in runs)).items(),
         charts=charts.comparison_charts(runs),
         tables=scores.side_by_side([run.scores for run in scored], comparable=not differences) if scored else [],
         timings=[timing(run.training) for run in runs],

@@ -91,13 +91,6 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def differing_fields(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
-    """Config fields whose values are not the same in all runs."""
-    names = sorted({name for run in runs for name in run.config})
-    rows = [(name, [run.config.get(name, "(no such field)") for run in runs]) for name in names]
-    return [(name, values) for name, values in rows if any(value != values[0] for value in values)]
-
-
 def _metrics(path: Path, config: dict[str, Any], missing: list[str]) -> tuple[list[dict], list[dict]]:
     file = path / "metrics.jsonl"
     if not file.exists():

@@ -19,8 +19,18 @@ GLORIA = {"model.last_layers": 1, "model.upsample": 80, "model.local.text_mean":
 
 
 VIT = {"argument": "demo,preset=vit"}
+COMPOSED = {"model.read.eval_draws": 2, "text.max_sentences": 3, "text.max_length": 48}
 TRAINED = {f"text.{name}": value for name, value in tiny.TRAINED_TEXT.items()}
-CASES = [("siglip", TRAINED), ("convirt", {}), ("gloria", GLORIA), ("lovt", LOVT), ("mgca", {}), ("mgca", VIT)]
+CASES = [
+    ("siglip", TRAINED),
+    ("clip", VIT),
+    ("convirt", {}),
+    ("gloria", GLORIA),
+    ("lovt", LOVT),
+    ("mgca", {}),
+    ("mgca", VIT),
+    ("hierarchical_local", COMPOSED),
+]
 
 
 @pytest.mark.parametrize(("name", "fields"), CASES)
@@ -40,7 +50,7 @@ def test_export_computes_the_same_and_comes_back(name, fields, data, tmp_path):
     out = export(workdir, tmp_path / "out", check=True, say=lines.append)
     assert any("passed" in line for line in lines)
     card = (out / "README.md").read_text()
-    assert 'image["report"]' in card
+    assert f'image["{config.text.sections[-1]}"]' in card
     assert ("trained along" in card) == config.text.trained
     again = import_weights(out, tmp_path / "again", exported_config(out), step=4, say=lines.append)
     one, other = open_run(workdir), open_run(again)

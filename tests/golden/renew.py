@@ -13,6 +13,8 @@ DUMPS = {
     "convirt_mgca_variant": ("convirt", "preset=mgca_variant"),
     "hierarchical_local": ("hierarchical_local", ""),
     "hierarchical_local_demo": ("hierarchical_local", "demo"),
+    "clip_vit": ("clip", "preset=vit"),
+    "siglip_demo_vit": ("siglip", "demo,preset=vit"),
     "mgca_released_vit": ("mgca", "preset=released_vit"),
     "mgca_demo_vit": ("mgca", "demo,preset=vit"),
     **{

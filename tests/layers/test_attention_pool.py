@@ -93,7 +93,7 @@ def test_softmax_of_nothing_is_zero():
 
 @pytest.mark.parametrize("mask_statistics", [True, False])
 def test_cross_attention_shares_projections_and_norm(mask_statistics):
-    module = SharedCrossAttention({}, mask_statistics=mask_statistics)
+    module = SharedCrossAttention(E, {}, mask_statistics=mask_statistics)
     variables = jax.jit(functools.partial(module.init, train=True))(jax.random.key(0), UNITS, SENTENCES, SENTENCE_MASK)
     assert sum(x.size for x in jax.tree.leaves(variables["params"])) == 3 * (E * E + E) + 2 * E
     variables = {**variables, "params": random_like(variables["params"])}

@@ -277,6 +277,15 @@ def test_towers_in_evaluation():
     text = embed_text(variables, batch)
     other = {**batch, "report_ids": np.where(batch["report_mask"], batch["report_ids"], 7)}
     np.testing.assert_allclose(embed_text(variables, other), text, atol=1e-5)
+    # An image and a text score what the mean sentence has in common with what it sees, as the local terms have it.
+    local = jax.jit(lambda v, b: model.apply(v, b, method="embed_text").local)(variables, batch)
+    score = np.asarray(jax.jit(lambda i, t: methods.get("lovt").scores(i, t, small()))(image.local, local))
+    for shift in (0, 1):
+        other = {**batch, "image": np.roll(batch["image"], -shift, axis=0)}
+        e = jax.device_get(jax.jit(lambda v, b: model.apply(v, b, train=False))(variables, other))
+        cosine = np.sum(slopes.unit(e.sentence_BxMxD) * slopes.unit(e.sentence_seen_BxVxMxD[:, 0]), axis=-1)
+        expected = np.sum(np.where(e.mask_BxM, e.sentence_weight_BxM * cosine, 0), axis=1)
+        np.testing.assert_allclose(score[(np.arange(4) + shift) % 4, np.arange(4)], expected, atol=1e-4)
     swapped = {name: x[[3, 3, 1, 0]] for name, x in batch.items()}
     np.testing.assert_allclose(np.asarray(embed_text(variables, swapped))[[3, 2]], text[:2], atol=1e-5)
 

@@ -267,6 +267,21 @@ def test_towers_in_training_and_evaluation(name):
     np.testing.assert_allclose(same, text, atol=1e-4)
 
 
+def test_patches_of_a_vit_share_out_the_image():
+    config = get("clip", "demo,preset=vit").unlock()
+    config.image.size = config.model.trunk.image = 32
+    config.model.features = 12
+    model, views = methods.get("clip").build(config.lock()), tokens(3)["image"][:, :, :32, :32]
+    batch = {"image": views, "report_embedding": np.ones((3, 24), np.float32), **batch_of(3)}
+    variables = values(jax.eval_shape(lambda: model.init(jax.random.key(0), batch, train=True)))
+    image = jax.jit(lambda v, x: model.apply(v, x, method="embed_image"))(variables, views)
+    assert set(image.levels) == {"patches"}
+    region_BxVxhxwxD = np.asarray(image.regions["report"])
+    assert region_BxVxhxwxD.shape == (3, 1, 2, 2, 12)
+    np.testing.assert_allclose(region_BxVxhxwxD.mean(axis=(2, 3)), image.aligned["report"], atol=1e-4)
+    assert region_BxVxhxwxD.std(axis=(2, 3)).mean() > 1e-4
+
+
 def test_a_frozen_tower_may_stand_in():
     model = methods.get("clip").build(small("clip", trained=False), BERT)
     batch = {"report_embedding": np.ones((4, 24), np.float32), **tokens(4)}

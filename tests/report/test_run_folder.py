@@ -8,7 +8,7 @@ import fabricated
 import pytest
 
 from medvlp_jax.report import charts
-from medvlp_jax.report.run_folder import differing_fields, distinct_names, read_run
+from medvlp_jax.report.run_folder import distinct_names, read_run
 from medvlp_jax.report.timing import timing
 
 
@@ -66,12 +66,6 @@ def test_names_that_tell_runs_apart():
     paths = [Path("/x/a/run"), Path("/x/b/run"), Path("/x/b/other")]
     assert distinct_names(paths[1:]) == ["run", "other"]
     assert distinct_names(paths) == ["a/run", "b/run", "b/other"]
-
-
-def test_fields_that_differ(tmp_path):
-    one = read_run(fabricated.make_run(tmp_path / "a"))
-    other = read_run(fabricated.make_run(tmp_path / "b", config={"seed": 1, "new": [1]}))
-    assert differing_fields([one, other]) == [("new", ["(no such field)", [1]]), ("seed", [0, 1])]
 
 
 def test_time_is_what_the_last_account_says():
