@@ -194,7 +194,6 @@ def environment(devices: int = 1, frameworks: bool = False) -> dict[str, str]:
         # Runs of one test session compile the same programs again and again.
         "JAX_COMPILATION_CACHE_DIR": str(SESSION / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_SHARE_BINARY_BETWEEN_HOSTS": "1",  # of several processes the first compiles for all
     }
 
 
