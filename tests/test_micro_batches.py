@@ -33,13 +33,13 @@ def value_and_gradients(parts, scope, devices=1):
     batch = {"image": rng.normal(1.0, 1.0, (8, 6)), "text": rng.normal(size=(8, 4))}
     batch = jax.tree.map(lambda x: x.astype(np.float32), batch)
     model, rngs = Towers(scope), {"channels": jax.random.key(1)}
-    variables = model.init({"params": jax.random.key(0), **rngs}, batch, train=True)
+    variables = jax.jit(lambda: model.init({"params": jax.random.key(0), **rngs}, batch, train=True))()
 
     def loss(params):
         embeddings, batch_stats = steps.embed(model, {**variables, "params": params}, batch, rngs, parts, devices)
         return contrastive(embeddings["x"], embeddings["y"], temperature=0.2), batch_stats
 
-    return jax.value_and_grad(loss, has_aux=True)(variables["params"])
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
 
 
 @pytest.mark.parametrize(("parts", "devices"), [(2, 1), (8, 1), (2, 2)])
