@@ -121,7 +121,8 @@ def largest_arrays(jaxpr: Any, chips: int, count: int = 5) -> list[str]:
     def walk(jaxpr: Any) -> None:
         for eqn in jaxpr.eqns:
             inside = _inside(eqn)
-            for part in inside[:1] if eqn.primitive.name == "cond" else inside:
+            # Of the branches of a cond the last: texts at their full length, what runs where no platform is named.
+            for part in inside[-1:] if eqn.primitive.name == "cond" else inside:
                 walk(part)
             for var in eqn.outvars:
                 shape = getattr(var.aval, "shape", ())
