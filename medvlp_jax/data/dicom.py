@@ -17,6 +17,7 @@ import numpy as np
 from medvlp_jax.data.images import (
     LARGEST_FILE,
     MOST_PIXELS,
+    MOST_SCANS,
     ImageError,
     by_level,
     check_size,
@@ -26,7 +27,10 @@ from medvlp_jax.data.images import (
 )
 
 DEFLATED = b"1.2.840.10008.1.2.1.99"
-CODECS = "its decoder may be missing: pip install 'pylibjpeg[all]' pyjpegls"
+CODECS = "its decoder may be missing: pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg pyjpegls"
+"""The packages of the extra `codecs`."""
+FIRST_CODEC = "pillow"
+"""Always there, so that other codecs, once installed, change nothing of the files that could be read before."""
 DEFAULTS = {"SamplesPerPixel": 1, "PixelRepresentation": 0}
 """Values of tags that must be there and sometimes are not."""
 
@@ -91,8 +95,6 @@ def _header(data: bytes) -> Any:
 
 def _pixels(header: Any, frame: int | None) -> np.ndarray:
     """Stored values (H, W) or (H, W, 3) of one frame. Raises: ImageError."""
-    from pydicom.pixels import pixel_array
-
     rows, columns = int(header.Rows), int(header.Columns)
     frames = int(header.get("NumberOfFrames") or 1)
     if frames > 1 and frame is None:
@@ -106,7 +108,7 @@ def _pixels(header: Any, frame: int | None) -> np.ndarray:
     syntax = header.file_meta.TransferSyntaxUID
     _check_stream(header, index, frames, (columns, rows))
     try:
-        return pixel_array(header, index=index)
+        return _decoded(header, index)
     except (ValueError, EOFError, OSError) as error:
         short = "bytes" in str(error) or "length" in str(error)
         raise ImageError("truncated_image" if short else "unreadable_image", "DICOM pixel data") from None
@@ -115,8 +117,24 @@ def _pixels(header: Any, frame: int | None) -> np.ndarray:
         raise ImageError("unreadable_image", f"DICOM pixel data, {syntax.name}{hint}") from None
 
 
+def _decoded(header: Any, index: int) -> np.ndarray:
+    """The frame by `FIRST_CODEC` where it knows the syntax, else or where it fails by what is installed."""
+    from pydicom.pixels import get_decoder, pixel_array
+
+    syntax = header.file_meta.TransferSyntaxUID
+    codecs = get_decoder(syntax).available_plugins if syntax.is_transfer_syntax and syntax.is_compressed else ()
+    if FIRST_CODEC in codecs:
+        try:
+            return pixel_array(header, index=index, decoding_plugin=FIRST_CODEC)
+        except Exception:  # among others 12 bits, which Pillow does not know
+            if len(codecs) == 1:
+                raise
+    return pixel_array(header, index=index)
+
+
 def _check_stream(header: Any, index: int, frames: int, size: tuple[int, int]) -> None:
-    """Raises ImageError when a compressed frame has another size than the header says: decoders go by the stream."""
+    """Raises ImageError when a compressed frame has another size than the header says: decoders go by the stream, and
+    some of them for minutes."""
     from PIL import UnidentifiedImageError
     from pydicom.encaps import get_frame
 
@@ -126,10 +144,28 @@ def _check_stream(header: Any, index: int, frames: int, size: tuple[int, int]) -
     stream = get_frame(header.PixelData, index, number_of_frames=frames)
     try:
         found = stream_size(stream, ("JPEG", "JPEG2000"))
+    except ImageError:
+        raise
     except (UnidentifiedImageError, SyntaxError, ValueError, OSError, EOFError):
-        return  # RLE, JPEG-LS: their decoders go by the header
+        if stream[:2] != b"\xff\xd8":
+            return  # RLE: its decoder goes by the header
+        found = _jpeg_size(stream)  # 12 bits, JPEG-LS: nothing that Pillow knows
     if found != size:
         raise ImageError("unreadable_image", "the compressed picture has another size than the header says")
+
+
+def _jpeg_size(stream: bytes) -> tuple[int, int]:
+    """(width, height) in the frame header of any kind of JPEG, JPEG-LS included. Raises: ImageError."""
+    place = 2
+    while stream[place : place + 1] == b"\xff" and place + 9 <= len(stream):
+        kind = stream[place + 1]
+        if kind == 0xF7 or (0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC)):
+            height, width = (int.from_bytes(stream[start : start + 2], "big") for start in (place + 5, place + 7))
+            if kind not in (0xF7, 0xC3) and stream.count(b"\xff\xda") > MOST_SCANS:
+                break
+            return width, height
+        place += 2 + int.from_bytes(stream[place + 2 : place + 4], "big")
+    raise ImageError("unreadable_image", "a JPEG stream without a size, or of too many scans")
 
 
 def _grey(header: Any, pixels: np.ndarray, colour: str) -> np.ndarray:

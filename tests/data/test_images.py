@@ -1,5 +1,6 @@
 """Reading, refusing, resizing and encoding of radiographs. Every file is made here."""
 
+import importlib.util
 import io
 import os
 import pickle
@@ -13,6 +14,7 @@ from PIL import Image
 from pydicom.pixels import get_decoder
 
 from benchmarks import fuzz_images, mimic_folder
+from medvlp_jax.data import dicom as dicom_reader
 from medvlp_jax.data import images
 from tfds_builders.image_report_folder.make_dummy_data import dicom, ellipses
 from tfds_builders.testing import local_data
@@ -415,6 +417,15 @@ SAMPLES = [
     ("JPEG lossless", "SC_rgb_jpeg_gdcm.dcm", "SC_rgb_rle.dcm"),
 ]
 """Syntax, a file of pydicom's that has it, and one with the same picture."""
+CODECS = [
+    ("JPEG lossless", "SC_rgb_jpeg_gdcm.dcm", (100, 100), "pylibjpeg"),
+    ("JPEG-LS lossless", "MR_small_jpeg_ls_lossless.dcm", (64, 64), "pyjpegls"),
+    ("JPEG-LS lossy, 16 bits", "JPEGLSNearLossless_16.dcm", (50, 10), "pyjpegls"),
+    ("JPEG-LS lossy, colour", "SC_rgb_jls_lossy_line.dcm", (100, 100), "pyjpegls"),
+    ("JPEG extended, 12 bits", "JPGExtended.dcm", (1024, 256), "pylibjpeg"),
+    ("JPEG 2000, green blue red", "GDCMJ2K_TextGBR.dcm", (400, 400), "pylibjpeg"),
+]
+"""Syntax, a file of pydicom's, its size, and which package of the extra `codecs` reads it."""
 
 
 @pytest.mark.parametrize(("compressed", "plain"), [pair[1:] for pair in SAMPLES], ids=[pair[0] for pair in SAMPLES])
@@ -422,11 +433,34 @@ def test_transfer_syntaxes(compressed, plain):
     folder = Path(pydicom.data.__file__).parent / "test_files"
     syntax = pydicom.dcmread(folder / compressed).file_meta.TransferSyntaxUID
     if not get_decoder(syntax).is_available:
-        with pytest.raises(images.ImageError, match=r"unreadable_image.*pip install 'pylibjpeg\[all\]' pyjpegls"):
+        with pytest.raises(images.ImageError, match=r"unreadable_image.*pip install pylibjpeg .*pyjpegls"):
             images.read_image(folder / compressed)
         return
     image, expected = images.read_image(folder / compressed, frame=0), images.read_image(folder / plain)
     np.testing.assert_allclose(image.astype(float), expected.astype(float), atol=2 if "dcmtk" in compressed else 0)
+
+
+@pytest.mark.parametrize(("name", "shape", "codec"), [row[1:] for row in CODECS], ids=[row[0] for row in CODECS])
+def test_the_extra_codecs(name, shape, codec):
+    """With their packages these files are read; without, the reason says which to install."""
+    path = Path(pydicom.data.__file__).parent / "test_files" / name
+    if importlib.util.find_spec({"pyjpegls": "jpeg_ls", "pylibjpeg": "libjpeg"}[codec]) is None:
+        with pytest.raises(images.ImageError, match=f"unreadable_image.*pip install.*{codec}"):
+            images.read_image(path)
+        pytest.skip(f"{codec} is not installed (extra codecs)")
+    assert images.read_image(path).shape == shape
+
+
+def test_codecs_change_nothing_of_what_pillow_reads():
+    """The libjpeg of pylibjpeg rounds otherwise, and pydicom would prefer it."""
+    folder = Path(pydicom.data.__file__).parent / "test_files"
+    for name in ("SC_rgb_jpeg_dcmtk.dcm", "SC_jpeg_no_color_transform.dcm", "MR_small_jp2klossless.dcm"):
+        header = pydicom.dcmread(folder / name)
+        pixels = pydicom.pixels.pixel_array(header, decoding_plugin="pillow")
+        expected = images.to_grey(pixels, "mix") if pixels.ndim == 3 else None
+        if expected is not None:
+            np.testing.assert_array_equal(images.read_image(folder / name), expected)
+        np.testing.assert_array_equal(dicom_reader._decoded(header, 0), pixels)
 
 
 def test_sizes_are_looked_at_before_decoding(tmp_path, monkeypatch):
@@ -465,6 +499,22 @@ def test_a_compressed_frame_of_another_size_than_the_header():
     data = fuzz_images.made_samples()["made JPEG 2000"]
     assert images.read_image(data).shape == GREY.shape
     assert refused(changed(data, Rows=95)) == "unreadable_image"
+    for rows, columns in ((20000, 30000), (97, 80)):  # beyond what may be decoded, and a little more than the header
+        data = fuzz_images.made_samples()["made JPEG"]
+        place = data.index(b"\xff\xc0\x00") + 5
+        wrong = data[:place] + rows.to_bytes(2, "big") + columns.to_bytes(2, "big") + data[place + 4 :]
+        assert refused(wrong) == ("too_large" if rows > 97 else "unreadable_image")
+
+
+@pytest.mark.parametrize("name", ["JPGExtended.dcm", "MR_small_jpeg_ls_lossless.dcm", "JPEGLSNearLossless_16.dcm"])
+def test_sizes_in_streams_that_pillow_does_not_know(name):
+    header = pydicom.dcmread(Path(pydicom.data.__file__).parent / "test_files" / name)
+    dicom_reader._check_stream(header, 0, 1, (header.Columns, header.Rows))
+    with pytest.raises(images.ImageError, match="another size"):
+        dicom_reader._check_stream(header, 0, 1, (header.Columns, header.Rows + 1))
+    for stream in (b"\xff\xd8", b"\xff\xd8\xff\xe0\x00\x04aa", b"\xff\xd8\xff\xfe\x00\x00" * 9):
+        with pytest.raises(images.ImageError, match="without a size"):
+            dicom_reader._jpeg_size(stream)
 
 
 def test_values_are_mapped_once_for_each_level():
