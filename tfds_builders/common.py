@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 
 from medvlp_jax.data import archives, film_records, label_files, records, splits, staging
+from medvlp_jax.data.checksums import Checksums
 from medvlp_jax.data.film_records import FRONTAL, VIEW_NAMES
 from medvlp_jax.data.packed import Packed
 from medvlp_jax.data.staging import Plan, Rejection
@@ -46,6 +47,8 @@ class LocalConfig(tfds.core.BuilderConfig):
     """Of drawn splits; a patient keeps its split when others are added."""
     split_conflict: str = "error"
     """A patient in two splits: "error", "drop" all its images, or keep those of the "first" split it occurs in."""
+    checksums: str = ""
+    """SHA256SUMS.txt of the download, as PhysioNet has one: images that differ are refused, tables stop the build."""
     split_table: str = ""
     """CSV with an image column (image_id, dicom_id, Image Index, ...) and `split`: its split instead of the set's own;
     images that it lacks are left out. An ids.csv of another build is such a table."""
@@ -157,6 +160,11 @@ def finish_plan(
         listed = _Listed(Path(config.split_table).expanduser())
         tables.append(listed.table)
         split_rule = f"table {listed.table.path.name}"
+    sums = Checksums(Path(config.checksums).expanduser()) if config.checksums else None
+    if sums is not None:
+        for table in tables:
+            sums.check_table(table)
+        sums.listed = sums.unlisted = 0
     rejected = [*rejections, *(rejection for table in tables for rejection in table.rejections)]
     bounds = splits.thresholds(config.fractions)
     kept, seen, drawn = Packed(), set(), 0
@@ -207,7 +215,11 @@ def finish_plan(
             rejected.append(Rejection(reason, row=item["row"], item=item["image"]))
             continue
         item.update(path=path, bytes=state.st_size, modified=state.st_mtime_ns)
+        if sums is not None and (digest := sums.of(path)):
+            item["sha256"] = digest
         planned[split].append(item)
+    if sums is not None:
+        provenance["checksums"] = {"images listed": sums.listed, "images not listed": sums.unlisted}
     facts = {
         "tables": {table.path.name: table.sha256 for table in tables},
         "split": split_rule if not drawn else f"drawn by patient, {config.fractions}, seed {config.seed}",
@@ -283,6 +295,8 @@ def describe(sources: Mapping[str, records.RecordSource]) -> list[str]:
         lines.append(f"Not looked at because of --limit: {provenance['beyond_limit']} images")
     if provenance.get("in_other_splits"):
         lines.append(f"Not looked at because of --splits: {provenance['in_other_splits']} images")
+    if "checksums" in provenance:
+        lines.append("Checksums: " + ", ".join(f"{what} {n}" for what, n in provenance["checksums"].items()))
     lines += label_files.lines(provenance.get("label_files", {}))
     if provenance.get("facts"):
         lines.append("Counted: " + ", ".join(f"{fact}: {n}" for fact, n in provenance["facts"].items()))

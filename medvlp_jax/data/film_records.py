@@ -7,6 +7,7 @@ Every builder of images on disk makes its records here. A work item is a dict, J
     boxes: [{"box": [ymin, xmin, ymax, xmax], "finding": str, "sentence": int}], in 0..1 of the image file;
     pixel_boxes: the same in pixels of the image file
     age, sex: as `demographics.person` gives them; what is missing is looked for in a DICOM header
+    sha256: what the file must have, where it is published
     view_from_header: True to take the view of a DICOM file from its header. facts: slugs counted over all records
 """
 
@@ -70,6 +71,9 @@ def make_record(
     """
     try:
         data = images.read_bytes(item["path"])
+        digest = hashlib.sha256(data).hexdigest()
+        if item.get("sha256", digest) != digest:
+            raise Rejection("wrong_checksum", row=item["row"], item=item["image"])
         frame = None if config.frame < 0 else config.frame
         # Boxes, masks, borders and letters are places in the whole picture.
         placed = (
@@ -84,7 +88,7 @@ def make_record(
             image, whole = images.read_for_resize(data, config.size, config.fit, frame=frame)
         else:
             image, whole = images.read_image(data, frame=frame), None
-        return _record(item, config, data, image, whole, masks, lungs)
+        return _record(item, config, data, digest, image, whole, masks, lungs)
     except images.ImageError as error:
         raise Rejection(error.reason, row=item["row"], item=item["image"], detail=error.detail) from None
 
@@ -93,6 +97,7 @@ def _record(
     item: dict[str, Any],
     config: Any,
     data: bytes,
+    digest: str,
     image: np.ndarray,
     whole: tuple[int, int] | None,
     masks: Sequence[Mask] | Callable[[np.ndarray], Sequence[Mask]],
@@ -144,7 +149,7 @@ def _record(
         public=config.public,
         source={
             "file": item["image"],
-            "sha256": hashlib.sha256(data).hexdigest(),
+            "sha256": digest,
             "doubts": "|".join(doubts),
             "facts": [*facts, *text["facts"], *(f"picture looks {doubt}" for doubt in doubts)],
         },

@@ -8,24 +8,17 @@ Access, counts and settings: README.md beside this file. CheXpert v1 has no repo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from medvlp_jax.data import demographics, film_records, splits, staging
-from medvlp_jax.data.labels import CHEXPERT_COMPETITION, CHEXPERT_LABELS, NOT_MENTIONED, PRESENT, parse_state
+from medvlp_jax.data.labels import CHEXPERT_LABELS, NOT_MENTIONED, parse_state
 from medvlp_jax.data.packed import Packed
 from medvlp_jax.data.staging import Plan, Rejection
 from medvlp_jax.data.tables import Table, find_file, find_optional
 from tfds_builders import common
 
 WHAT = "the folder CheXpert-v1.0 or CheXpert-v1.0-small, with train.csv, valid.csv, train/ and valid/"
-FIVE_BY_200 = "test_5x200"
-"""Name of the split of the 5x200 images."""
-ZERO_IN_5X200 = (
-    *("Enlarged Cardiomediastinum", "Lung Lesion", "Lung Opacity", "Pneumonia", "Pneumothorax"),
-    *("Pleural Other", "Fracture", "Support Devices"),
-)
 
 
 @dataclasses.dataclass(eq=False)
@@ -79,19 +72,11 @@ def plan(config: ChexpertConfig) -> Plan:
             except Rejection as rejection:
                 rejections.append(rejection)
     if config.per_class:
-        chosen = five_by_200(items, config.per_class, config.seed)
-        patient_of_row = {item["row"]: item["patient_id"] for item in chosen}
-        patients = set(patient_of_row.values())
-        rest = Packed()
-        for item in items.drain():
-            if item["split"] == "train" and item["patient_id"] in patients:
-                if item["row"] not in patient_of_row:
-                    rejections.append(Rejection("patient_of_5x200", row=item["row"], item=item["image"]))
-                    continue
-                item["split"] = FIVE_BY_200
-            rest.append(item)
-        items = rest
-    rule = "official train and valid" + (f"; {FIVE_BY_200} drawn with seed {config.seed}" if config.per_class else "")
+        items, out = splits.take_five_by_200(items, config.per_class, config.seed)
+        rejections += out
+    rule = "official train and valid" + (
+        f"; {splits.FIVE_BY_200} drawn with seed {config.seed}" if config.per_class else ""
+    )
     return common.finish_plan(items, rejections, config, tables=used, split_rule=rule)
 
 
@@ -135,43 +120,6 @@ def _test_items(root: Path, number: int, row: dict[str, str]) -> list[dict[str, 
         cells = {**row, "Path": f"x/{study}/{path.name}", "Frontal/Lateral": side, "AP/PA": ""}
         items.append(_item(root, number, cells, "test"))
     return items
-
-
-def five_by_200(items: Iterable[dict[str, Any]], per_class: int, seed: int) -> list[dict[str, Any]]:
-    """The 5x200 images: frontal training images with exactly one of the five competition findings.
-
-    An image qualifies for a class when that one is present, the other four and `ZERO_IN_5X200` are absent or not
-    mentioned; uncertain excludes; No Finding is not looked at. Candidates stand in the order of a hash of (seed,
-    patient), then of their path; each class takes its first `per_class`, at most one image of a patient, rarest class
-    first. So the choice depends on the seed and the candidates alone.
-    """
-    pools: dict[str, list[dict[str, Any]]] = {name: [] for name in CHEXPERT_COMPETITION}
-    for item in items:
-        if item["split"] == "train" and item["view"] != "LATERAL":
-            name = class_of(item["labels"])
-            if name:
-                pools[name].append(item)
-    taken: set[str] = set()
-    chosen = []
-    for name in sorted(pools, key=lambda name: (len(pools[name]), name)):
-        order = sorted(pools[name], key=lambda item: (splits.draw(seed, item["patient_id"]), item["image"]))
-        of_class = 0
-        for item in order:
-            if of_class == per_class:
-                break
-            if item["patient_id"] not in taken:
-                taken.add(item["patient_id"])
-                chosen.append(item)
-                of_class += 1
-    return chosen
-
-
-def class_of(labels: dict[str, int]) -> str:
-    """The one competition finding that an image shows, or "" when it does not qualify for 5x200."""
-    present = [name for name in CHEXPERT_COMPETITION if labels.get(name) == PRESENT]
-    others = [name for name in (*CHEXPERT_COMPETITION, *ZERO_IN_5X200) if name not in present]
-    clear = all(labels.get(name, 0) == 0 for name in others)
-    return present[0] if len(present) == 1 and clear else ""
 
 
 def make_examples(item: dict[str, Any], config: ChexpertConfig) -> list[staging.Example]:

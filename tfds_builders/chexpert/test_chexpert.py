@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("tensorflow_datasets")
 
 from medvlp_jax import prepare
-from medvlp_jax.data import labels, records
+from medvlp_jax.data import labels, records, splits
 from tfds_builders.chexpert import chexpert, make_dummy_data
 from tfds_builders.testing import make, public_table
 
@@ -60,7 +60,7 @@ def test_another_table_for_train(root, tmp_path):
 def test_five_by_200(root):
     made = make(chexpert, root=str(root), size=SIZE, per_class=2, splits="train,test_5x200")
     chosen = made.splits["test_5x200"]
-    kinds = collections.Counter(chexpert.class_of(labels.label_states(x["labels"])) for x in chosen.values())
+    kinds = collections.Counter(splits.class_of(labels.label_states(x["labels"])) for x in chosen.values())
     assert kinds == {"Edema": 2, "Cardiomegaly": 1}  # not the uncertain one, not the one with a fracture
     patients = {x["patient_id"] for x in chosen.values()}
     assert len(patients) == 3
@@ -68,7 +68,7 @@ def test_five_by_200(root):
     assert make(chexpert, root=str(root), size=SIZE, per_class=2).splits["test_5x200"].keys() == chosen.keys()
     items = [{"split": "train", "view": "AP", "patient_id": str(i), "image": str(i)} for i in range(40)]
     items = [{**item, "labels": {"Edema": 1}} for item in items]
-    seeds = [frozenset(x["image"] for x in chexpert.five_by_200(items, 5, seed)) for seed in range(3)]
+    seeds = [frozenset(x["image"] for x in splits.five_by_200(items, 5, seed)) for seed in range(3)]
     assert len(set(seeds)) == 3
 
 
@@ -96,7 +96,7 @@ def test_real_train_table(tmp_path):
     assert [states["Consolidation", state] for state in (1, 0, -1)] == [14_783, 28_097, 27_742]
     assert [states["Support Devices", state] for state in (1, 0, -1)] == [116_001, 6_137, 1_079]
     frontal = [item for item in items if item["view"] != "LATERAL"]
-    pools = collections.Counter(chexpert.class_of(item["labels"]) for item in frontal)
+    pools = collections.Counter(splits.class_of(item["labels"]) for item in frontal)
     expected = {
         "Atelectasis": 1087,
         "Cardiomegaly": 1034,
@@ -105,5 +105,5 @@ def test_real_train_table(tmp_path):
         "Pleural Effusion": 2425,
     }
     assert {name: pools[name] for name in expected} == expected
-    chosen = chexpert.five_by_200(items, 200, 0)
+    chosen = splits.five_by_200(items, 200, 0)
     assert len(chosen) == len({item["patient_id"] for item in chosen}) == 1000

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from medvlp_jax.data import archives, film_records, label_files, records, sections, staging
+from medvlp_jax.data import archives, film_records, label_files, records, sections, splits, staging
 from medvlp_jax.data.label_files import read_label_file
 from medvlp_jax.data.packed import Packed
 from medvlp_jax.data.staging import Plan, Rejection
@@ -60,6 +60,9 @@ class MimicConfig(common.LocalConfig):
     """Hand-made lists for reports that no rule can cut: section_parser.py of MIT-LCP/mimic-cxr, or JSON."""
     patients: str = ""
     """patients.csv of MIMIC-IV: sex, and age in the year of the study."""
+    per_class: int = 0
+    """Frontal training images of each of five classes that become the split test_5x200, one per patient, by the labels
+    of --labeler or --label_table (`splits.five_by_200`); their patients leave train. 0: none."""
     min_words: int = 3
     """Words that findings and impression must have together."""
     official_split: bool = True
@@ -139,13 +142,21 @@ def plan(config: MimicConfig) -> Plan:
         items, out = _excluded(items, config.exclude)
         rejections += out
     provenance: dict[str, Any] = {}
-    if config.labeler != "none" and not config.label_table:
-        file = read_label_file(_table(tables_root, config.labeler), complete=True)
+    if config.label_table or config.labeler != "none":
+        path = Path(config.label_table).expanduser() if config.label_table else _table(tables_root, config.labeler)
+        file = read_label_file(path, complete=not config.label_table)
         used.append(file.table)
         provenance["label_files"] = {file.table.path.name: label_files.attach(items, file)}
         del file
     provenance |= _expect_reports(items, reports, config)
     rule = "official" if config.official_split else ""
+    if config.per_class:
+        if not (has_views and config.official_split and provenance.get("label_files")):
+            raise ValueError("--per_class needs the official split, a label table and a table with ViewPosition.")
+        items, out = splits.take_five_by_200(items, config.per_class, config.seed)
+        rejections += out
+        rule += f"; {splits.FIVE_BY_200} drawn with seed {config.seed}"
+    config = dataclasses.replace(config, label_table="")  # read above
     return common.finish_plan(
         items, rejections, config, tables=used, split_rule=rule, provenance=provenance, locate=find_image
     )

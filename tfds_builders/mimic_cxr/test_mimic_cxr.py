@@ -218,6 +218,22 @@ def test_mistakes_are_explained(root, settings, message):
         make(mimic_cxr, **{"root": str(root), **settings})
 
 
+def test_five_by_200(root, tmp_path):
+    """By the labels of a table: one image of one study, and nothing else of its patient in train."""
+    states = [("50414267", "1", "0"), ("53189527", "1", "-1"), ("57375967", "", "1"), ("52000022", "1", "")]
+    write_csv(tmp_path / "own.csv", ("study_id", "Edema", "Pneumonia"), states)
+    settings = dict(root=str(root), size=16, label_table=str(tmp_path / "own.csv"))
+    made = make(mimic_cxr, **settings, per_class=200)
+    assert list(made.splits["test_5x200"]) == [dicom_id(0)]
+    assert made.reasons["patient_of_5x200"] == 2  # the lateral of the study, and another study
+    assert made.counts == {"validation": 2, "test": 2, "test_5x200": 1}  # the official test set stays
+    assert made.provenance["split"] == "official; test_5x200 drawn with seed 0"
+    assert "test_5x200" not in make(mimic_cxr, **settings).counts
+    for lacking in ({"labeler": "none", "label_table": ""}, {"official_split": False}):
+        with pytest.raises(ValueError, match="--per_class needs the official split, a label table"):
+            make(mimic_cxr, **{**settings, **lacking}, per_class=200)
+
+
 def test_reports_that_are_elsewhere(root, tmp_path):
     with pytest.raises(ValueError, match=r"Reports belong to MIMIC-CXR: give their folder or \.zip with --reports"):
         make(mimic_cxr, root=str(root), reports=str(tmp_path))
