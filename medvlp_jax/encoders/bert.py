@@ -261,7 +261,10 @@ def pool(hidden: jax.Array, mask: jax.Array, how: str) -> jax.Array:
         return (total / jnp.maximum(jnp.sum(weight, axis=1), 1.0)).astype(hidden.dtype)
     if how == "max":
         real = mask.astype(bool)[:, :, None]
-        highest = jnp.max(jnp.where(real, hidden, jnp.finfo(hidden.dtype).min), axis=1)
+        # By place: the gradient of a maximum divides by how often it is found again, which is never (NaN) where the
+        # compiler computes the same numbers twice and rounds them otherwise.
+        masked = jnp.where(real, jax.lax.stop_gradient(hidden), jnp.finfo(hidden.dtype).min)
+        highest = jnp.take_along_axis(hidden, jnp.argmax(masked, axis=1, keepdims=True), axis=1)[:, 0]
         return jnp.where(jnp.any(real, axis=1), highest, 0)
     raise ValueError(f"pool how={how!r} is unknown. Choose 'cls', 'mean' or 'max'.")
 

@@ -125,7 +125,7 @@ class Composed(nn.Module):
         if "orthogonality" in kinds:
             e = e.replace(latent_BxVxC=levels["pooled"].reshape(*shape, -1))
         if self.by_units:
-            region_NxhxwxD = self.region_head(levels["stage4"], train=train)
+            region_NxhxwxD = self.region_head(towers.last_map(levels), train=train)
             e = e.replace(region_BxVxhxwxD=region_NxhxwxD.reshape(*shape, *region_NxhxwxD.shape[1:]))
         for section in self.text.sections:
             vector_BxE, unit_BxUxE, mask_BxU = self._read_text(batch, section)
@@ -152,7 +152,8 @@ class Composed(nn.Module):
         return e
 
     def _levels(self, image_BxVxHxWx1: Array, train: bool) -> dict[str, Array]:
-        return dict(self.trunk(towers.pixels(image_BxVxHxWx1, self.image, self.model.dtype), train=train))
+        pixel_NxHxWxC = towers.pixels(image_BxVxHxWx1, self.image, self.model.dtype)
+        return towers.with_pooled(self.trunk(pixel_NxHxWxC, train=train))
 
     def _images(self, levels: dict[str, Array], shape: tuple[int, int], train: bool) -> dict[str, Array]:
         """The vectors of images that terms compare, B×V×D each; of `levels` the mean over its draws."""

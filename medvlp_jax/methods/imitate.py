@@ -160,7 +160,14 @@ def read_tokens(
 
     Args: read: `config.model.read`. levels: of the trunk, example-major. shape: examples and views. key: of the draws
       in training; None in evaluation, whose draws are those of `evaluation_channels`.
+    Raises: ValueError for a trunk without one of the four stages.
     """
+    if missing := [stage for stage in STAGES if stage not in levels]:
+        there = ", ".join(sorted(name for name, x in levels.items() if x.ndim == 4))
+        raise ValueError(
+            f"The read branch takes channels of {', '.join(STAGES)}: missing local level {missing[0]}. This trunk has "
+            f"{there}. Use a ResNet of four stages, or compare images by their pooled features."
+        )
     maps = shrink_maps([levels[stage] for stage in STAGES], grid=read.grid)
     maps = [stage_map.reshape(*shape, *stage_map.shape[1:]) for stage_map in maps]
     widths = [stage_map.shape[-1] for stage_map in maps]

@@ -129,13 +129,12 @@ class Lovt(nn.Module):
         see of the image, with statistics of evaluation.
         """
         shape = image_BxVxHxWx1.shape[:2]
-        levels = dict(self.trunk(towers.pixels(image_BxVxHxWx1, self.image, self.model.dtype), train=train))
-        place_NxRxC = local_towers.flat_regions(levels["stage4"])
+        levels = self._levels(image_BxVxHxWx1, train)
+        place_NxRxC = local_towers.flat_regions(towers.last_map(levels))
         pooled = self.image_pool(place_NxRxC, parts=True)
         image_BxVxD = self.image_head(pooled.vector, train=train).reshape(*shape, -1)
         region_NxRxD = self.image_head(pooled.part, train=False, gates_of_NxI=pooled.vector[:, None])
-        grid = levels["stage4"].shape[1:3]
-        regions = {self.section: region_NxRxD.reshape(*shape, *grid, -1)}
+        regions = {self.section: region_NxRxD.reshape(*shape, *towers.last_map(levels).shape[1:3], -1)}
         gap_BxVxC = levels.pop("pooled").reshape(*shape, -1)
         local_NxRxD = self.region_head(place_NxRxC, train=False)
         local = Regions(self.cross_attention.asking(local_NxRxD), self.cross_attention.showing(local_NxRxD))
@@ -155,12 +154,11 @@ class Lovt(nn.Module):
         counted_BxM = mask_BxM if self.model.mask_statistics else jnp.broadcast_to(has_text_Bx1, mask_BxM.shape)
         sentence_BxMxD = self.sentence_head(sentence_BxMxE, train=train, valid_N=counted_BxM)
 
-        image = batch["image"]
-        shape = image.shape[:2]
-        levels = self.trunk(towers.pixels(image, self.image, self.model.dtype), train=train)
-        pooled = self.image_pool(local_towers.flat_regions(levels["stage4"]))
+        shape, place_NxhxwxC = batch["image"].shape[:2], towers.last_map(self._levels(batch["image"], train))
+        place_NxRxC = local_towers.flat_regions(place_NxhxwxC)
+        pooled = self.image_pool(place_NxRxC)
         image_BxVxD = self.image_head(pooled.vector, train=train).reshape(*shape, -1)
-        region_NxRxD = self.region_head(local_towers.flat_regions(levels["stage4"]), train=train)
+        region_NxRxD = self.region_head(place_NxRxC, train=train)
 
         sentence_NxMxD, mask_NxM, has_text_N = (
             jnp.repeat(x, shape[1], axis=0) for x in (sentence_BxMxD, mask_BxM, has_text_Bx1[:, 0])
@@ -169,7 +167,7 @@ class Lovt(nn.Module):
         return Embeddings(
             image_BxVxD,
             text_BxD,
-            region_NxRxD.reshape(*shape, *levels["stage4"].shape[1:3], -1),
+            region_NxRxD.reshape(*shape, *place_NxhxwxC.shape[1:3], -1),
             seen.region.reshape(*shape, *seen.region.shape[1:]),
             pooled.weight.reshape(*shape, -1),
             sentence_BxMxD,
@@ -177,6 +175,10 @@ class Lovt(nn.Module):
             sentence_weight_BxM,
             mask_BxM,
         )
+
+    def _levels(self, image_BxVxHxWx1: Array, train: bool) -> dict[str, Array]:
+        pixel_NxHxWxC = towers.pixels(image_BxVxHxWx1, self.image, self.model.dtype)
+        return towers.with_pooled(self.trunk(pixel_NxHxWxC, train=train))
 
     def _text(self, batch: dict[str, Array], train: bool) -> tuple[Array, Array, Array, Array]:
         """The global vector B×D; sentences B×M×E, their mask and their weights B×M."""

@@ -61,18 +61,21 @@ def with_pooled(levels: dict[str, Array]) -> dict[str, Array]:
     """The levels with `pooled`, the mean of the last map: a ResNet's as it is, of a ViT the mean of its patches; maps
     beside it, no class token."""
     maps = {name: x for name, x in levels.items() if x.ndim == 4}
-    pooled_NxC = levels["pooled"] if "pooled" in levels else jnp.mean(_last_map(levels), axis=(1, 2))
-    return {**maps, "pooled": pooled_NxC}
+    if "pooled" in levels:
+        return {**maps, "pooled": levels["pooled"]}
+    return {**maps, "pooled": jnp.mean(last_map(levels).astype(jnp.float32), axis=(1, 2))}
 
 
-def _last_map(levels: dict[str, Array]) -> Float[Array, "N h w C"]:
-    return levels["stage4" if "stage4" in levels else "patches"].astype(jnp.float32)
+def last_map(levels: dict[str, Array]) -> Float[Array, "N h w C"]:
+    """The last stage of a ResNet, the patches of a ViT."""
+    stages = sorted(name for name in levels if name.startswith("stage"))
+    return levels[stages[-1] if stages else "patches"]
 
 
 def regions(head: Callable[..., Array], levels: dict[str, Array], shape: tuple[int, int]) -> Float[Array, "B V h w D"]:
     """What each place of the last map contributes to `head(pooled)`, with the head taken as linear around the pooled
     features: the mean of the regions is the image's vector. Args: levels: with `pooled`. shape: (B, V)."""
-    place_NxhxwxC = _last_map(levels)
+    place_NxhxwxC = last_map(levels).astype(jnp.float32)
     region_NxhxwxD = head(place_NxhxwxC, train=False, gates_of_NxI=levels["pooled"][:, None, None])
     return region_NxhxwxD.reshape(*shape, *region_NxhxwxD.shape[1:])
 

@@ -165,6 +165,9 @@ def test_what_inputs_do_not_allow_is_named(fields, words):
 def test_terms_that_need_more_of_the_model():
     with pytest.raises(ValueError, match=r"loss.terms.views \(views\) is missing a second view: image.views=1"):
         terms_of(config(TERMS, **{"image.views": 1}))
+    two_stages = {"stage_sizes": (1, 1), "widths": (4, 4), "strides": (1, 2)}
+    with pytest.raises(ValueError, match=r"missing local level stage3. This trunk has stage1, stage2. Use a ResNet"):
+        shapes_of(config(**{f"model.trunk.{name}": value for name, value in two_stages.items()}))
     cfg = config(TERMS).unlock()
     del cfg.model["logits"]
     with pytest.raises(ValueError, match=r"loss.terms.diagnosis \(sigmoid\) is missing model.logits"):

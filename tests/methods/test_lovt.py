@@ -304,6 +304,20 @@ def test_parameters_of_the_paper_model():
     assert count(learnt) == 42_527_232
 
 
+def test_regions_are_those_of_the_last_map_of_any_trunk():
+    cfg = small().unlock()
+    vit = dict(vit="Ti/16", width=8, layers=1, heads=2, hidden=8, patch=8, image=32, in_channels=1)
+    stages = {**cfg.model.trunk, "stage_sizes": (1, 1), "widths": (4, 8), "strides": (1, 2)}
+    batch = tokens([2, 1])
+    for trunk, side in ((vit, 4), (stages, 4)):
+        cfg.model.trunk = trunk
+        model = methods.get("lovt").build(cfg, BERT)
+        variables = jax.eval_shape(lambda m=model: steps.init_variables(m, batch, 0))
+        image = jax.eval_shape(lambda v, m=model: m.apply(v, batch["image"], method="embed_image"), variables)
+        assert image.regions["report"].shape == (2, 1, side, side, 12)
+        assert image.local.shown.shape == (2, side * side, 12)
+
+
 def test_other_texts_are_refused():
     for name, value, words in (
         ("sections", ("findings", "impression"), "lovt aligns images with one text"),
