@@ -52,7 +52,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@touch $@
 
 lock:
-	uv pip compile pyproject.toml --extra tf --extra onnx --extra dev --universal --python-version 3.11 \
+	uv pip compile pyproject.toml --extra tf --extra onnx --extra codecs --extra dev --universal --python-version 3.11 \
 	  --no-emit-index-url --no-annotate --no-header -o constraints.txt
 	echo "torch==2.13.0" >> constraints.txt
 
