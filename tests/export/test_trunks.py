@@ -70,7 +70,7 @@ def test_names_and_shapes_are_those_of_torchvision_resnet50():
 
 
 def test_methods_and_trunks_without_names_are_refused():
-    with pytest.raises(ValueError, match=r"'moco' cannot be exported yet. Known: clip, convirt, gloria, imitate, lovt"):
+    with pytest.raises(ValueError, match=r"'moco' cannot be exported yet. Known: clip, composed, convirt, gloria"):
         parts.known("moco")
     with pytest.raises(ValueError, match="no PyTorch names yet"):
         parts.trunk_arch(jax.tree)
