@@ -13,8 +13,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-# Below this many channels the transforms cost more than the products they spare.
+# Below this many channels the transforms cost more than the products they spare; of large maps, half as many do.
 WINOGRAD_CHANNELS = 128
+LARGE_MAP = 28
 
 Grid = list[list[jax.Array]]
 
@@ -31,7 +32,8 @@ def square_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     size = kernel.shape[0]
     if size == 1:
         return conv1x1(x, kernel, stride)
-    if size == 3 and stride == 1 and min(kernel.shape[2:]) >= WINOGRAD_CHANNELS and x.dtype == jnp.float32:
+    channels = WINOGRAD_CHANNELS // 2 if min(x.shape[1:3]) >= LARGE_MAP else WINOGRAD_CHANNELS
+    if size == 3 and stride == 1 and min(kernel.shape[2:]) >= channels and x.dtype == jnp.float32:
         return conv3x3(x, kernel)
     return conv2d(x, kernel, stride, (size - 1) // 2)
 
