@@ -14,7 +14,7 @@ import numpy as np
 from medvlp_jax import text_tower, trained
 from medvlp_jax.data import preprocess
 from medvlp_jax.data.records import RecordSource
-from medvlp_jax.data.text_cache import study_texts
+from medvlp_jax.data.sections import study_texts
 from medvlp_jax.heatmap import unit
 
 AT_A_TIME = 50
