@@ -235,9 +235,14 @@ def _inside(path: str, roots: Sequence[str]) -> bool:
     for root in roots:
         start = os.path.join(Path(root).expanduser(), "")
         rest = path if start == "./" else path.removeprefix(start)
-        if (rest != path or start == "./") and not rest.startswith("/") and ".." not in rest.split("/"):
+        if (rest != path or start == "./") and not leads_out(rest):
             return True
     return False
+
+
+def leads_out(path: str) -> bool:
+    """Does a path of a table, joined to a folder, lead out of it: is it absolute, or goes it up somewhere?"""
+    return path.startswith("/") or ".." in path.split("/")
 
 
 class _Listed:

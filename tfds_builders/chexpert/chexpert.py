@@ -111,7 +111,7 @@ def _item(root: Path, number: int, row: dict[str, str], split: str) -> dict[str,
 def _test_items(root: Path, number: int, row: dict[str, str]) -> list[dict[str, Any]]:
     """The images of one test study: every view in its folder. Raises: Rejection."""
     study = row["Study"].strip().partition("/")[2]
-    if study.startswith("/") or ".." in study.split("/"):
+    if common.leads_out(study):
         raise Rejection("path_outside_root", row=number, item=study)
     paths = sorted((root / study).glob("*.jpg")) or [root / study / "view1_frontal.jpg"]
     items = []
