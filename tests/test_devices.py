@@ -72,31 +72,24 @@ def test_loss_gradients_and_statistics_do_not_depend_on_the_mesh(preset, group):
     assert "equal" in tiny.run([sys.executable, "-c", script], devices=8).stdout
 
 
-FAMILY = """
+STEPS = """
 import sys
 import jax, numpy as np
 sys.path.insert(0, "tests")
 from medvlp_jax import methods, optim, sharding
 from medvlp_jax import step as steps
 from medvlp_jax.losses.schedules import Sweep
-from methods.test_two_towers import BERT, small, tokens, values
+from methods import test_composed, test_gloria, test_lovt, test_mgca, test_two_towers
+from methods.test_two_towers import BERT, values
 
 jax.config.update("jax_default_matmul_precision", "highest")
-texts = tokens(16)
-texts["has_report"], texts["report_hash"] = np.arange(16) % 5 != 0, np.arange(16, dtype=np.int32) % 13
-vectors = {name: x for name, x in texts.items() if name not in ("report_ids", "report_mask")}
-vectors["report_embedding"] = np.random.default_rng(1).normal(size=(16, 24)).astype(np.float32)
-# Towers that learn; M-FLAG's is frozen, has BatchNorm in its heads and a loss of products over the batch.
-for name, schedule, batch, text in (
-    ("clip", "dense", texts, {}),
-    ("siglip", "ring", texts, {}),
-    ("convirt", "dense", texts, {}),
-    ("m_flag", "dense", vectors, {"trained": False, "cache": True}),
-):
-    cfg = small(name, **text).unlock()
+B = 16
+CASES
+for name, cfg, schedule, batch, bert in cases:
+    cfg = cfg.unlock()
     cfg.optimizer.rates, cfg.optimizer.name, cfg.optimizer.schedule = (), "sgd", "constant"  # updates as gradients are
-    cfg.optimizer.warmup_steps = 0
-    model, method = methods.get(name).build(cfg.lock(), BERT), methods.get(name)
+    cfg.optimizer.warmup_steps, cfg.optimizer.learning_rate, cfg.optimizer.weight_decay = 0, 0.01, 0.0
+    model, method = methods.get(name).build(cfg.lock(), bert), methods.get(name)
     tx = optim.optimizer(cfg.optimizer, 10)
     variables = values(jax.eval_shape(lambda: steps.init_variables(model, batch, 0)))
     results = []
@@ -108,16 +101,58 @@ for name, schedule, batch, text in (
         state = jax.device_put(steps.start_state(variables, tx, 0), jax.tree.map(lambda s: s.sharding, target))
         state, metrics = train_step(state, {}, jax.device_put(batch, sharding.batch_sharding(mesh)))
         results.append(jax.device_get((state["params"], state["batch_stats"], metrics)))
+    moved = [np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (variables["params"], results[0][0])), strict=True)]
+    assert np.mean(moved) > 0.8, (name, np.mean(moved))
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):
         worst = float(np.max(np.abs(a - b))) / max(float(np.max(np.abs(a))), 1e-2)
         assert worst <= 2e-5, (name, a.shape, worst)
     print(name, "equal")
 """
 
+# Towers that learn; M-FLAG's is frozen, has BatchNorm in its heads and a loss of products over the batch.
+TWO_TOWERS = """
+texts = test_two_towers.tokens(B)
+texts["has_report"], texts["report_hash"] = np.arange(B) % 5 != 0, np.arange(B, dtype=np.int32) % 13
+vectors = {name: x for name, x in texts.items() if name not in ("report_ids", "report_mask")}
+vectors["report_embedding"] = np.random.default_rng(1).normal(size=(B, 24)).astype(np.float32)
+small = test_two_towers.small
+cases = [
+    ("clip", small("clip"), "dense", texts, BERT),
+    ("siglip", small("siglip"), "ring", texts, BERT),
+    ("convirt", small("convirt"), "dense", texts, BERT),
+    ("m_flag", small("m_flag", trained=False, cache=True), "dense", vectors, BERT),
+]
+"""
+
+# Methods that compare parts, with texts that are missing or have no part, and identical ones.
+LOCAL = """
+def tiled(batch):
+    more = {name: np.tile(x, (B // 4,) + (1,) * (x.ndim - 1)) for name, x in batch.items()}
+    pixels = np.random.default_rng(2).integers(0, 256, more["image"].shape)
+    return more | {"image": pixels.astype(np.uint8), "report_hash": np.arange(B, dtype=np.int32) % 13}
+
+words = tiled(test_gloria.tokens())
+sentences = test_lovt.tokens([3, 1, 0, 4, 2, 2, 1, 3] * 2) | {"report_hash": np.arange(B, dtype=np.int32) % 13}
+both = {"image": np.repeat(sentences["image"], 2, axis=1)}
+both["image"][:, 1] = both["image"][::-1, 1]
+for section, shift in (("findings", 0), ("impression", 1)):
+    turned = {name: np.roll(x, shift, axis=0) for name, x in sentences.items()}
+    both |= {name.replace("report", section): x for name, x in turned.items() if "report" in name}
+gloria = test_gloria.get("demo", **test_gloria.SMALL, **{"loss.local.images_per_tile": 2})
+mgca = test_mgca.get("demo", **test_mgca.SMALL, **{"model.prototypes": 5, "model.features": 12})
+cases = [
+    ("gloria", gloria, "dense", words, test_gloria.BERT),
+    ("mgca", mgca, "dense", words, BERT),
+    ("lovt", test_lovt.small(), "ring", sentences, test_lovt.BERT),
+    ("composed", test_composed.config(test_composed.TERMS), "dense", both, test_composed.BERT),
+]
+"""
+
 
 @pytest.mark.devices
-def test_steps_of_two_towers_do_not_depend_on_the_mesh():
-    assert tiny.run([sys.executable, "-c", FAMILY], devices=8).stdout.count("equal") == 4
+@pytest.mark.parametrize("cases", [TWO_TOWERS, LOCAL], ids=["two_towers", "local"])
+def test_steps_of_every_method_do_not_depend_on_the_mesh(cases):
+    assert tiny.run([sys.executable, "-c", STEPS.replace("CASES", cases)], devices=8).stdout.count("equal") == 4
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +226,27 @@ def test_two_processes_equal_one(data, one_device, tmp_path):
     assert got.keys() == expected.keys()
     for step, loss in expected.items():
         assert got[step] == pytest.approx(loss, rel=1e-5), step
+
+
+@pytest.mark.devices
+def test_two_processes_train_a_text_tower_as_one_does(data, tmp_path):
+    # LoVT's batches carry tokens and the sentences that they belong to; every process reads its own share of them.
+    text = {
+        "text.max_sentences": 6,
+        "model.head.image_hidden": 16,
+        "model.head.text_hidden": 16,
+        "optimizer.rates": "()",
+    }
+    more = {"method": "lovt", "total_steps": 3, **text, **SHORT, **UNSCORED}
+    tiny.run(tiny.command(data, tmp_path / "one", **more))
+    tiny.run([*TWO_OF_FOUR, str(tmp_path / "logs"), "--", *tiny.command(data, tmp_path / "two", **more)])
+    expected, got = tiny.losses(tmp_path / "one"), tiny.losses(tmp_path / "two")
+    assert got.keys() == expected.keys() == {1, 2, 3}
+    for step, loss in expected.items():
+        assert got[step] == pytest.approx(loss, rel=1e-5), step
+    first, last = (tiny.parameters(tmp_path / "two", step) for step in (2, 3))
+    towers = [name for name in first if "text_tower" in name and "layer_0" in name and "params" in name]
+    assert any(np.any(first[name] != last[name]) for name in towers), towers
 
 
 @pytest.mark.devices

@@ -171,10 +171,12 @@ def make_run(data: Path, workdir: Path, step: int = 4) -> Path:
     return workdir
 
 
-def command(data: Path, workdir: Path, *flags: str, arg: str = "demo", **more: object) -> list[str]:
+def command(
+    data: Path, workdir: Path, *flags: str, method: str = "imitate", arg: str = "demo", **more: object
+) -> list[str]:
     """The command line of a tiny run."""
     fields = [f"--config.{name}={value}" for name, value in overrides(data, **more).items()]
-    config = ["--config", f"configs/imitate.py:{arg}", "--workdir", str(workdir)]
+    config = ["--config", f"configs/{method}.py:{arg}", "--workdir", str(workdir)]
     return [sys.executable, "-m", "medvlp_jax.main", *config, *fields, *flags]
 
 
