@@ -24,10 +24,12 @@ BERT = tiny.bert_config(max_position_embeddings=16)
         ("imitate", "fixed"),
         ("imitate", "released"),
         *((name, "fixed") for name in ("clip", "convirt", "gloria", "lovt", "m_flag", "mgca", "siglip")),
+        ("hierarchical_local", "fixed"),
     ],
 )
 def test_sixteen_pairs_reach_perfect_retrieval(name, preset):
     config = importlib.import_module(f"configs.{name}").get_config(f"demo,preset={preset}").unlock()
+    sentences = config.text.get("units") == "sentences"
     config.image.size, config.batch_size = 64, PAIRS
     config.model.trunk.widths = (8, 8, 16, 16)
     config.model.features = 0 if name == "gloria" else 32
@@ -50,13 +52,13 @@ def test_sixteen_pairs_reach_perfect_retrieval(name, preset):
             batch[f"{section}_ids"] = rng.integers(5, 40, (PAIRS, 12)).astype(np.int32)
             batch[f"{section}_mask"] = np.ones((PAIRS, 12), bool)
             words = np.arange(12, dtype=np.int32)
-            sentences = np.repeat(np.asarray([-1, 0, 1, 2, -1], np.int32), [1, 3, 3, 4, 1])
-            batch[f"{section}_segment"] = np.tile(sentences if name == "lovt" else words, (PAIRS, 1))
+            parts = np.repeat(np.asarray([-1, 0, 1, 2, -1], np.int32), [1, 3, 3, 4, 1])
+            batch[f"{section}_segment"] = np.tile(parts if sentences else words, (PAIRS, 1))
         else:
             batch[f"{section}_embedding"] = rng.normal(size=(PAIRS, 24)).astype(np.float32)
         batch[f"has_{section}"] = np.ones(PAIRS, bool)
         batch[f"{section}_hash"] = np.arange(PAIRS, dtype=np.int32)
-    method = methods.get(name)
+    method = methods.get(config.method)
     model, tx = method.build(config, BERT), optim.optimizer(config.optimizer, 200)
     state = jax.jit(lambda: steps.init_state(model, tx, batch, 0))()
     train_step = jax.jit(steps.make_train_step(model, method, tx, config, examples=PAIRS), donate_argnums=0)
