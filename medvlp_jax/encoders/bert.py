@@ -270,8 +270,9 @@ def pool(hidden: jax.Array, mask: jax.Array, how: str) -> jax.Array:
 
 
 def padded_lengths(longest: int) -> tuple[int, ...]:
-    """Token counts that texts are padded to: multiples of 64, and `longest`. Each one is compiled."""
-    return (*range(64, longest, 64), longest)
+    """Token counts that texts are padded to: 32, for single sentences, multiples of 64, and `longest`. Each one is
+    compiled."""
+    return (*(length for length in (32, *range(64, longest, 64)) if length < longest), longest)
 
 
 def token_counts(mask: jax.Array) -> jax.Array:

@@ -51,7 +51,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from medvlp_jax.encoders.bert import BertConfig, BertOutput
+from medvlp_jax.encoders.bert import BertConfig, BertOutput, at_shortest_length
 from medvlp_jax.layers.heads import ProjectionHead
 from medvlp_jax.layers.text_units import segment_reduce, unit_mask
 from medvlp_jax.losses.schedules import Sweep
@@ -182,7 +182,7 @@ def loss(
       config: the run config; reads `text.sections` and `loss`: `temperature`, `local` (see `word_region_loss`),
         `local_weight`, `global_weight`, `duplicates`, `group_size`.
       epoch: not used. sweep: how pairs of the global term are tiled; dense when omitted. The local term is always taken
-        by tiles, over the mesh of the sweep.
+        by tiles, over the mesh of the sweep, and as wide as the batch's longest text.
 
     Returns: float32 scalar; terms `pairs` (global) and `local`, before their weights.
     Raises: ValueError as `two_towers.pair_terms`.
@@ -214,7 +214,13 @@ def loss(
         ]
         return {"local": sum(values) / len(values)}
 
-    terms |= grouped(local, embeddings, taking_part(batch, (section,)), rule.group_size, sweep)
+    used = taking_part(batch, (section,))
+
+    def at_width(word_BxwxD: Array, mask_Bxw: Array) -> dict[str, Array]:
+        cut = embeddings.replace(word_BxWxD=word_BxwxD, mask_BxW=mask_Bxw)
+        return grouped(local, cut, used, rule.group_size, sweep)
+
+    terms |= at_shortest_length(at_width, embeddings.word_BxWxD, embeddings.mask_BxW)
     return rule.local_weight * terms["local"] + rule.global_weight * terms["pairs"], terms
 
 
@@ -228,6 +234,9 @@ def scores(image_local: Array, text_local: Words, config: Any) -> Float[Array, "
     rule, pool = config.loss.local, config.model.local.pool
     same = {name: rule[name] for name in ("attention", "similarity", "form", "images_per_tile", "texts_per_tile")}
     normalised = rule.length_normalised and pool == "logsumexp"
-    return word_region_scores(
-        image_local, *text_local, **same, pool=pool, length_normalised=normalised, sweep=Sweep("chunked")
-    )
+
+    def at_width(word_MxwxD: Array, mask_Mxw: Array) -> Array:
+        rest = {**same, "pool": pool, "length_normalised": normalised, "sweep": Sweep("chunked")}
+        return word_region_scores(image_local, word_MxwxD, mask_Mxw, **rest)
+
+    return at_shortest_length(at_width, *text_local)
