@@ -75,4 +75,5 @@ def mgca_variant(config):
 def small(config):
     """The small sizes that methods share (`common.small`), and ConVIRT's own."""
     common.small_held_text(config)  # the paper's crops and brightness leave a narrow trunk nothing to learn from
+    common.impressions(config)
     config.model.head.update(dict(image_hidden=128, text_hidden=256))

@@ -5,12 +5,12 @@ Ages from 90 on are one: 90 stands for "90 and more", as de-identification asks 
 
 from __future__ import annotations
 
-import io
 import math
 import re
-import warnings
 from collections.abc import Mapping
 from typing import Any
+
+from medvlp_jax.data.dicom import header_values
 
 UNKNOWN_AGE = -1
 OLDEST = 90
@@ -53,13 +53,8 @@ def person(age: object, sex: object) -> dict[str, Any]:
 
 def of_header(data: bytes) -> dict[str, Any]:
     """`age` and `sex` of a DICOM file, from PatientAge and PatientSex; nothing else of the patient is read."""
-    import pydicom
-
-    tags = ("PatientAge", "PatientSex")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        header = pydicom.dcmread(io.BytesIO(data), force=True, stop_before_pixels=True, specific_tags=list(tags))
-        return person(*(header.get(tag) for tag in tags))
+    values = header_values(data, ("PatientAge", "PatientSex"))
+    return person(values.get("PatientAge"), values.get("PatientSex"))
 
 
 def of_item(item: Mapping[str, Any], data: bytes, kind: str, keep: bool) -> dict[str, Any]:

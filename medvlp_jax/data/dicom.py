@@ -6,10 +6,12 @@ which may identify a patient: no error here repeats them or keeps them as its ca
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import warnings
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +50,26 @@ def read_dicom(data: bytes, frame: int | None, colour: str) -> np.ndarray:
             raise
         except Exception as error:  # a damaged header may raise anything, at any access
             raise ImageError("unreadable_image", f"DICOM: {type(error).__name__}") from None
+
+
+def header_values(data: bytes, tags: Sequence[str]) -> dict[str, str]:
+    """The values of these tags that a DICOM file has; no other tag is looked at. Values that cannot be read are left
+    out."""
+    import pydicom
+
+    hush()
+    found = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            header = pydicom.dcmread(io.BytesIO(data), force=True, stop_before_pixels=True, specific_tags=list(tags))
+        except Exception:  # pydicom has no list of what a damaged header may raise
+            return {}
+        for name in tags:
+            with contextlib.suppress(Exception):
+                value = header.get(name)
+                found[name] = "" if value is None else str(value).strip()
+    return {name: value for name, value in found.items() if value}
 
 
 def hush() -> None:

@@ -8,9 +8,6 @@ docs/predict.md; `tests/data/test_film_check.py` measures them again where the i
 
 from __future__ import annotations
 
-import contextlib
-import io
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from medvlp_jax.data import images
+from medvlp_jax.data.dicom import header_values
 
 SMALLEST_SIDE = 64  # pixels
 LARGEST_ASPECT = 2.0  # radiographs: at most 1.87
@@ -155,24 +153,8 @@ def _varies(grey_HxW: UInt8[np.ndarray, "H W"]) -> Bool[np.ndarray, " W"]:
 
 
 def read_tags(data: bytes) -> dict[str, str]:
-    """The values of `TAGS` that a DICOM file has; nothing that may identify a patient is read. Values that cannot be
-    read are left out."""
-    import pydicom
-
-    from medvlp_jax.data.dicom import hush
-
-    hush()
-    tags = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            header = pydicom.dcmread(io.BytesIO(data), force=True, stop_before_pixels=True, specific_tags=list(TAGS))
-        except Exception:  # pydicom has no list of what a damaged header may raise
-            return {}
-        for name in TAGS:
-            with contextlib.suppress(Exception):
-                tags[name] = str(header.get(name) or "").strip().upper()
-    return {name: value for name, value in tags.items() if value}
+    """The values of `TAGS` that a DICOM file has, in upper case; nothing that may identify a patient is read."""
+    return {name: value.upper() for name, value in header_values(data, TAGS).items()}
 
 
 def check_tags(tags: Mapping[str, str]) -> list[Doubt]:

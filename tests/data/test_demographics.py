@@ -39,6 +39,14 @@ def test_what_the_table_lacks_comes_from_the_header():
     assert demographics.of_header(dicom(ellipses(1).astype(np.uint16))) == {"age": -1, "sex": ""}
 
 
+def test_a_damaged_tag_of_the_header_is_no_value():
+    data = dicom(ellipses(1).astype(np.uint16), PatientAge="040Y", PatientSex="F")
+    tag = b"\x10\x00\x40\x00"  # PatientSex, little endian
+    assert tag + b"CS" in data
+    assert demographics.of_header(data.replace(tag + b"CS", tag + b"CI")) == {"age": 40, "sex": ""}  # no such type
+    assert demographics.of_header(data[:200]) == {"age": -1, "sex": ""}
+
+
 @pytest.mark.parametrize(
     ("table", "age", "sex", "sexes", "ninety", "unknown"),
     [
