@@ -9,9 +9,10 @@ import pytest
 
 from medvlp_jax import pretrain_text, text_tower
 from medvlp_jax import step as steps
+from medvlp_jax.data import masked_text
 from medvlp_jax.data import tokenizer as tokenizers
 from medvlp_jax.data.text_cache import TextCache
-from medvlp_jax.encoders.bert import Bert, BertConfig
+from medvlp_jax.encoders.bert import Bert, BertConfig, pool
 from medvlp_jax.interop import save_bert
 from medvlp_jax.metrics import NonFiniteError
 
@@ -45,7 +46,7 @@ def test_masked_shares_and_replacements():
     rng = np.random.default_rng(0)
     rows = rows_of([42] * 1000, 10, 50, rng)
     words = np.arange(100, 200)  # none of them occurs in the rows
-    batch = pretrain_text.mask_tokens(rows, 1000, 48, rng, MASK, words)
+    batch = masked_text.mask_tokens(rows, 1000, 48, rng, MASK, words)
     assert batch.weights_BxP.sum() == 6 * 1000  # 15 % of 40
     new = np.take_along_axis(batch.ids_BxL, batch.positions_BxP, axis=1)[batch.weights_BxP == 1]
     old = batch.targets_BxP[batch.weights_BxP == 1]
@@ -63,7 +64,7 @@ def test_masking_touches_chosen_pieces_only():
     rng = np.random.default_rng(1)
     rows = rows_of([3, 4, 9, 17, 24, 32], 10, 50, rng)
     for _ in range(50):
-        batch = pretrain_text.mask_tokens(rows, 8, 32, rng, MASK, np.arange(100, 200))
+        batch = masked_text.mask_tokens(rows, 8, 32, rng, MASK, np.arange(100, 200))
         assert batch.ids_BxL.shape == batch.mask_BxL.shape == (8, 32)
         assert batch.weights_BxP.sum(axis=1).tolist() == [1, 1, 1, 2, 3, 4, 0, 0]  # the last two rows are padding
         assert not batch.mask_BxL[6:].any()
@@ -92,7 +93,7 @@ def originals(batch):
 
 def mixed_corpus(max_length=64, tokens_per_batch=64):
     long = [{"findings": " ".join(SENTENCES[i : i + n]), "impression": "  "} for i, n in enumerate((2, 3, 4) * 3)]
-    return pretrain_text.Corpus([*SOURCE, *long], WORDS, max_length, tokens_per_batch)
+    return masked_text.Corpus([*SOURCE, *long], WORDS, max_length, tokens_per_batch)
 
 
 def test_every_distinct_text_once():
@@ -151,7 +152,7 @@ def test_training_is_endless_and_leaves_no_text_behind():
 
 def test_most_frequent_piece():
     source = [{"findings": "left left left lung", "impression": "chest lung left"}]
-    assert NAMES[pretrain_text.Corpus(source, WORDS, 64, 64).most_frequent()] == "left"
+    assert NAMES[masked_text.Corpus(source, WORDS, 64, 64).most_frequent()] == "left"
 
 
 def test_replacements_are_words():
@@ -165,7 +166,10 @@ def test_replacements_are_words():
 
 
 def pretrain(source=SOURCE, config=None, **more):
-    settings = dict(steps=30, learning_rate=1e-2, tokens_per_batch=256, log_every=1, say=lambda line: None) | more
+    settings = (
+        dict(steps=30, matching_steps=0, learning_rate=1e-2, tokens_per_batch=256, log_every=1, say=lambda line: None)
+        | more
+    )
     return pretrain_text.pretrain(source, WORDS, config or tiny_config(), **settings)
 
 
@@ -191,6 +195,72 @@ def test_pretraining_is_deterministic(trained):
     again, scores = pretrain()
     assert scores == {}  # no validation
     assert jax.tree.all(jax.tree.map(np.array_equal, trained[0], again))
+
+
+def matched_source(copies=1):
+    """Findings and impressions that name the same place; every report `copies` times."""
+    return [{"findings": text, "impression": text.replace("There is a ", "Known ")} for text in SENTENCES * copies]
+
+
+def test_pairs_of_a_batch_have_no_text_in_common():
+    source = [
+        *matched_source(2),
+        {"findings": SENTENCES[0], "impression": "Known chest."},
+        {"findings": "", "impression": "x"},
+    ]
+    pairs = masked_text.Pairs(source, WORDS, 64)
+    assert len(pairs.rows) == len(SENTENCES) + 1  # distinct, both sections there
+    assert pairs.batches_hold(len(SENTENCES))
+    assert not pairs.batches_hold(len(SENTENCES) + 1)  # two share their findings
+    seen = collections.Counter()
+    for batch in itertools.islice(pairs.train(0, 8), 40):
+        texts = originals(batch)
+        assert len(set(texts)) == 16
+        for findings, impression in zip(texts[:8], texts[8:], strict=True):
+            said = WORDS.decode(impression).split()[1:]
+            assert said in (WORDS.decode(findings).split()[3:], ["chest."])
+        seen.update(texts[:8])
+    assert len(seen) == len(SENTENCES)  # what waits comes later
+    again, other = (next(masked_text.Pairs(source, WORDS, 64).train(seed, 8)) for seed in (0, 1))
+    assert np.array_equal(again.ids_BxL, next(pairs.train(0, 8)).ids_BxL)
+    assert not np.array_equal(again.ids_BxL, other.ids_BxL)
+
+
+def test_long_pairs_are_cut_between_their_special_tokens():
+    long = [{"findings": " ".join(SENTENCES[:9]), "impression": SENTENCES[0]}]
+    pairs = masked_text.Pairs([*matched_source(), *long], WORDS, 200)
+    cut = max((row for pair in pairs.rows for row in pair), key=len)
+    assert len(cut) == pairs.length < 100
+    assert (cut[0], cut[-1]) == (CLS, SEP)
+
+
+def test_matching_brings_sections_of_a_report_together():
+    source, vectors = matched_source(), {}
+    texts = [record[section] for section in ("findings", "impression") for record in source[::3]]
+    ids, mask = WORDS.encode(texts, 64)
+    for count in (0, 40):
+        said = []
+        variables, _ = pretrain(source, matching_steps=count, pairs=16, log_every=10, say=said.append)
+        bert = {"params": variables["params"]["bert"]}
+        x = pool(Bert(tiny_config()).apply(bert, ids, mask).last, mask, "mean")
+        vectors[count] = np.asarray(x / np.linalg.norm(x, axis=1, keepdims=True))
+    assert said[-5] == f"{len(SENTENCES)} distinct pairs of sections; 40 steps that match them"
+    losses = [float(line.split("matching ")[1].split()[0]) for line in said[-4:]]
+    assert losses[-1] < 0.7 * np.log(16)
+    found = {}
+    for count, x in vectors.items():
+        findings, impressions = np.split(x, 2)
+        found[count] = np.mean(np.argmax(findings @ impressions.T, axis=1) == np.arange(len(findings)))
+    assert found[40] > found[0]
+    assert found[40] > 0.4
+
+
+def test_too_few_pairs_are_said_and_not_matched():
+    said = []
+    with_pairs, _ = pretrain(steps=2, matching_steps=5, say=said.append)  # one impression in all
+    assert said[-1] == f"{len(SENTENCES) // 2} distinct pairs of sections; fewer than 64 apart: none are matched"
+    without, _ = pretrain(steps=2, matching_steps=0)
+    assert jax.tree.all(jax.tree.map(np.array_equal, with_pairs, without))
 
 
 def test_pretrained_tower_loads(trained, tmp_path):
@@ -223,7 +293,7 @@ def test_records_without_text(source):
 def test_tokenizer_without_mask(tmp_path):
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nlung\n")
     with pytest.raises(ValueError, match=r"no \[MASK\]"):
-        pretrain_text.Corpus(SOURCE, tokenizers.load(tmp_path), 64, 64)
+        masked_text.Corpus(SOURCE, tokenizers.load(tmp_path), 64, 64)
 
 
 def test_loss_that_is_not_finite():

@@ -217,7 +217,10 @@ class BertForMaskedLM(nn.Module):
         Returns:
             [B, L, vocab_size], or [B, P, vocab_size] with `positions`.
         """
-        hidden = self.bert(ids, mask, token_types, train=train).last
+        return self.decode(self.bert(ids, mask, token_types, train=train).last, positions)
+
+    def decode(self, hidden: jax.Array, positions: jax.Array | None = None) -> jax.Array:
+        """Logits from the last hidden states of `bert`; `positions` and result as above."""
         if positions is not None:
             hidden = jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
         word_table = self.bert.variables["params"]["word"]["embedding"]
