@@ -1,6 +1,6 @@
 """A small BERT from a data set's own reports:  python -m medvlp_jax.pretrain_text --data cxr_phantom --data_dir data
 
-Two stages on the findings and impressions of the training split, two minutes on two CPU cores. First masked language
+Two stages on the findings and impressions of the training split, three minutes on two CPU cores. First masked language
 modelling (arXiv 1810.04805, section 3.1, task 1, without sentence pairs), which knows words but not what a report says:
 vectors of all texts lie close together. Then, while masking goes on, radiology section matching (CXR-BERT, arXiv
 2204.09817, section 2.1): which impression belongs to which findings. Differences to that paper: the mean of the tokens
