@@ -31,6 +31,7 @@ FREE_FIELDS = (
     "data.test_split",
     "text.cache",
     "model.trunk.remat",
+    "text.remat",
 )
 
 NO_FIELD = "(no such field)"
