@@ -185,7 +185,7 @@ def _made(weights: str, data_dir: str | Path, data: str) -> str:
     missing = to_pretrain(weights, data_dir, data)
     if missing:
         raise FileNotFoundError(
-            f"The text tower {str(tower_folder(data_dir, missing))!r} is not there. Make it (about three minutes) with: "
+            f"The text tower {str(tower_folder(data_dir, missing))!r} is not there. Make it (three minutes) with: "
             f"python -m medvlp_jax.pretrain_text --data {missing} --data_dir {data_dir}"
         )
     return resolve(weights, data_dir, data)
