@@ -221,9 +221,7 @@ def _has_report(config: Any) -> bool:
 def _text_tower(config: Any, say) -> text_tower.TextTower:
     missing = text_tower.to_pretrain(config.text.weights, config.data.dir, config.data.name)
     if missing and jax.process_index() == 0:
-        say(
-            f"text      first stage: a small BERT from the reports of {missing}, once (about three minutes on two cores)"
-        )
+        say(f"text      first stage: a small BERT from the reports of {missing}, once (three minutes on two cores)")
         pretrain_text.make(config.data.dir, missing, say=lambda line: say(f"text      {line}"))
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("text tower")
