@@ -78,6 +78,7 @@ def plan(config: FolderConfig) -> Plan:
         "manifest_sha256": manifest.sha256,
         "rows": len(manifest.rows) + len(manifest.rejections),
         "columns": mapping,
+        "columns_not_read": [name for name in manifest.columns if name not in {*mapping.values(), *wanted}],
         "section_rules": dict(sorted(rules.items())),
         "views_not_understood": sum(views.values()),
     }
@@ -184,6 +185,10 @@ def describe(sources: Mapping[str, records.RecordSource]) -> list[str]:
     folder = next(iter(sources.values())).folder
     provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     lines = ["Columns: " + ", ".join(f"{field}={column}" for field, column in provenance["columns"].items())]
+    if provenance.get("columns_not_read"):
+        lines.append(
+            f"Columns not read: {', '.join(provenance['columns_not_read'])} (--columns FIELD=COLUMN reads one)"
+        )
     lines += common.describe(sources)
     if "patient_id" not in provenance["columns"]:
         lines.append("No patient_id column: every study counts as its own patient, so splits may share patients.")

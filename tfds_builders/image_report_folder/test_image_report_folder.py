@@ -5,6 +5,7 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import types
 from pathlib import Path
 
 import cv2
@@ -152,6 +153,16 @@ def test_where_and_limit():
 def test_wrong_settings_are_explained(settings, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         folder_set.plan(changed(**settings))
+
+
+def test_columns_that_nothing_reads_are_named(tmp_path):
+    config = changed(columns=COLUMNS.replace("patient_id=pid,", ""), where="Pneumonia=1")
+    assert folder_set.plan(config).provenance["columns_not_read"] == ["pid"]
+    provenance = {"columns": {"image": "file"}, "columns_not_read": ["pid", "ward"], "section_rules": {}, "split": "drawn"}
+    told = tmp_path / "provenance.json"
+    told.write_text(json.dumps(provenance | {"views_not_understood": 0}))
+    lines = folder_set.describe({"train": types.SimpleNamespace(folder=tmp_path)})
+    assert "Columns not read: pid, ward (--columns FIELD=COLUMN reads one)" in lines
 
 
 def test_patient_in_two_splits(tmp_path):
