@@ -158,7 +158,12 @@ def test_wrong_settings_are_explained(settings, message):
 def test_columns_that_nothing_reads_are_named(tmp_path):
     config = changed(columns=COLUMNS.replace("patient_id=pid,", ""), where="Pneumonia=1")
     assert folder_set.plan(config).provenance["columns_not_read"] == ["pid"]
-    provenance = {"columns": {"image": "file"}, "columns_not_read": ["pid", "ward"], "section_rules": {}, "split": "drawn"}
+    provenance = {
+        "columns": {"image": "file"},
+        "columns_not_read": ["pid", "ward"],
+        "section_rules": {},
+        "split": "drawn",
+    }
     told = tmp_path / "provenance.json"
     told.write_text(json.dumps(provenance | {"views_not_understood": 0}))
     lines = folder_set.describe({"train": types.SimpleNamespace(folder=tmp_path)})
