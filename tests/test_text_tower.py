@@ -226,6 +226,14 @@ def test_pairs_of_a_batch_have_no_text_in_common():
     assert not np.array_equal(again.ids_BxL, other.ids_BxL)
 
 
+def test_pairs_that_shut_out_others_do_not_stop_the_batches():
+    shared = [(0, 1), (0, 2), (3, 2)]  # the middle one, drawn first, leaves none that may stand beside it
+    source = [{"findings": SENTENCES[f], "impression": SENTENCES[i]} for f, i in shared]
+    for seed in range(4):
+        for batch in itertools.islice(masked_text.Pairs(source, WORDS, 64).train(seed, 2), 6):
+            assert len(set(originals(batch))) == 4
+
+
 def test_long_pairs_are_cut_between_their_special_tokens():
     long = [{"findings": " ".join(SENTENCES[:9]), "impression": SENTENCES[0]}]
     pairs = masked_text.Pairs([*matched_source(), *long], WORDS, 200)
