@@ -59,6 +59,16 @@ def layer_norm(epsilon: float, dtype: Any, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
 
 
+def linear_around(module: nn.Module, x: jax.Array, part: jax.Array) -> jax.Array:
+    """A bound module taken as linear around x [N, E], applied to parts [N, P, E] whose mean is x.
+
+    The mean of the result is `module(x)`: what every part adds to it, to first order.
+    """
+    around = jnp.broadcast_to(x[:, None], part.shape)
+    y, difference = nn.jvp(lambda m, x: m(x), module, (around,), (part - around,), variable_tangents={})
+    return y + difference
+
+
 def key_bias(mask: jax.Array) -> jax.Array:
     """Turns a key mask [B, L] (True or 1 = attend) into an additive float32 bias [B, 1, 1, L]."""
     return jnp.where(mask.astype(bool), 0.0, MASKED).astype(jnp.float32)[:, None, None, :]
@@ -78,16 +88,18 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, bias: jax.Array | None = None, *, train: bool = False
-    ) -> tuple[jax.Array, jax.Array]:
+        self, x: jax.Array, bias: jax.Array | None = None, *, train: bool = False, parts: bool = False
+    ) -> tuple[jax.Array, ...]:
         """Attends within x [B, L, E].
 
         Args:
             bias: added to the logits, broadcastable to [B, H, L, L]; see `key_bias`.
             train: apply dropout to the attention weights (rng 'dropout').
+            parts: also tell what the first position sees in every other one.
 
         Returns:
-            Output [B, L, E] and attention weights [B, H, L, L] (before dropout).
+            Output [B, L, E] and attention weights [B, H, L, L] (before dropout); with `parts` also [B, L - 1, E], with
+            the attention as it is: the mean is the first output, what it sees in itself spread evenly.
         """
         width = x.shape[-1]
         if width % self.heads:
@@ -110,14 +122,17 @@ class SelfAttention(nn.Module):
         weights = jax.nn.softmax(logits, axis=-1)
         dropped = nn.Dropout(self.dropout, deterministic=not train)(weights)
         mixed = jnp.einsum("bhlm,bmhd->blhd", dropped.astype(self.dtype), value)
-        out = nn.DenseGeneral(
+        project = nn.DenseGeneral(
             width,
             axis=(-2, -1),
             dtype=self.dtype,
             kernel_init=flat_init(self.kernel_init, (width, width)),
             name="out",
-        )(mixed)
-        return out, weights
+        )
+        if not parts:
+            return project(mixed), weights
+        seen = jnp.einsum("bhm,bmhd->bmhd", weights[:, :, 0].astype(self.dtype), value)
+        return project(mixed), weights, project((x.shape[1] - 1) * seen[:, 1:] + seen[:, :1])
 
 
 class FeedForward(nn.Module):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from medvlp_jax.encoders.transformer import FeedForward, SelfAttention, layer_norm
+from medvlp_jax.encoders.transformer import FeedForward, SelfAttention, layer_norm, linear_around
 
 # variant -> (width, layers, heads, feed-forward width)
 VARIANTS: dict[str, tuple[int, int, int, int]] = {
@@ -62,7 +62,9 @@ class ViT(nn.Module):
         Returns:
             'patches' [N, h, w, E] and 'cls' [N, E] after the last LayerNorm; 'pooled' [N, E] with `pooler`;
             'block1' ... [N, 1 + h*w, E] before it, class token first, with `blocks`;
-            'attention' [N, heads, 1 + h*w, 1 + h*w] float32, rows sum to one, with `attention`.
+            'attention' [N, heads, 1 + h*w, 1 + h*w] float32, rows sum to one, with `attention`; and, unless training,
+            'class_parts' [N, h, w, E]: what each patch adds to 'cls', which is their mean, through the last block with
+            its attention as it is, all behind that taken as linear around the class token.
 
         Raises:
             ValueError: an image of another size or number of channels.
@@ -83,14 +85,18 @@ class ViT(nn.Module):
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
 
         levels: dict[str, jax.Array] = {}
-        block_class = nn.remat(ViTBlock, static_argnums=(2,)) if self.remat else ViTBlock
+        block_class = nn.remat(ViTBlock, static_argnums=(2, 3)) if self.remat else ViTBlock
         for i in range(self.layers):
-            x, attention = block_class(
+            parts = self.attention and not train and i == self.layers - 1
+            x, attention, class_parts = block_class(
                 self.heads, self.hidden, self.activation, self.epsilon, self.dropout, self.dtype, name=f"block_{i}"
-            )(x, train)
+            )(x, train, parts)
             if self.blocks:
                 levels[f"block{i + 1}"] = x
-        x = layer_norm(self.epsilon, self.dtype, "norm")(x)
+        norm = layer_norm(self.epsilon, self.dtype, "norm")
+        if class_parts is not None:
+            levels["class_parts"] = linear_around(norm, x[:, 0], class_parts).reshape(n, grid, grid, self.width)
+        x = norm(x)
         levels["cls"] = x[:, 0]
         levels["patches"] = x[:, 1:].reshape(n, grid, grid, self.width)
         if self.attention:
@@ -134,7 +140,7 @@ class PatchEmbedding(nn.Module):
 
 
 class ViTBlock(nn.Module):
-    """LayerNorm before attention and before feed-forward, residual around each. Returns x and the attention weights."""
+    """LayerNorm before attention and before feed-forward, residual around each."""
 
     heads: int
     hidden: int
@@ -144,17 +150,22 @@ class ViTBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: jax.Array, train: bool, parts: bool) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """Output [N, L, E], attention weights; with `parts` what each other token adds to the first, [N, L - 1, E]."""
         drop = nn.Dropout(self.dropout, deterministic=not train)
         init = nn.initializers.truncated_normal(0.02)
-        y = layer_norm(self.epsilon, self.dtype, "attention_norm")(x)
-        y, weights = SelfAttention(self.heads, self.dropout, kernel_init=init, dtype=self.dtype, name="attention")(
-            y, train=train
-        )
-        x = x + drop(y)
-        y = layer_norm(self.epsilon, self.dtype, "feed_forward_norm")(x)
-        y = FeedForward(self.hidden, self.activation, kernel_init=init, dtype=self.dtype, name="feed_forward")(y)
-        return x + drop(y), weights
+        norm1 = layer_norm(self.epsilon, self.dtype, "attention_norm")
+        attention = SelfAttention(self.heads, self.dropout, kernel_init=init, dtype=self.dtype, name="attention")
+        norm2 = layer_norm(self.epsilon, self.dtype, "feed_forward_norm")
+        feed = FeedForward(self.hidden, self.activation, kernel_init=init, dtype=self.dtype, name="feed_forward")
+        y, weights, *seen = attention(norm1(x), train=train, parts=parts)
+        middle = x + drop(y)
+        normed = norm2(middle)
+        out = middle + drop(feed(normed))
+        if not parts:
+            return out, weights, None
+        part = x[:, :1] + seen[0]
+        return out, weights, part + linear_around(feed, normed[:, 0], linear_around(norm2, middle[:, 0], part))
 
 
 def resize_positions(positions: np.ndarray | jax.Array, grid: int) -> jax.Array:

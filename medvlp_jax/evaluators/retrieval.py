@@ -168,8 +168,9 @@ def _blocks(parts: list[tuple[NDArray, NDArray, NDArray]], first_M: NDArray) -> 
             np.where(has_M > 0, image[rows] @ text[first_M].T, 0.0)
             for (image, text, _), has_M in zip(parts, has_SxM, strict=True)
         )
-        score_qxM = np.round(total_qxM / has_SxM.sum(axis=0), DECIMALS)
-        yield np.where(np.isfinite(score_qxM), score_qxM, -np.inf).astype(np.float32)
+        count_M = has_SxM.sum(axis=0)  # 0: a text without any section, which is behind all others
+        score_qxM = np.round(total_qxM / np.maximum(count_M, 1), DECIMALS)
+        yield np.where((count_M > 0) & np.isfinite(score_qxM), score_qxM, -np.inf).astype(np.float32)
 
 
 def scores_against_texts(parts: list[tuple[NDArray, NDArray, NDArray]], text_M: NDArray) -> NDArray[np.float32]:

@@ -26,7 +26,7 @@ def text_tower(config: Any, bert: BertConfig | None, units: str) -> BertConfig:
 
 def local_level(levels: dict[str, Array], name: str) -> Float[Array, "N h w C"]:
     """The level of a trunk that regions are made from. Raises: ValueError naming the levels that have places."""
-    maps = {known: x for known, x in levels.items() if x.ndim == 4 and known != "attention"}
+    maps = {known: x for known, x in levels.items() if x.ndim == 4 and known not in ("attention", "class_parts")}
     if name not in maps:
         raise ValueError(
             f"model.local.level={name!r}: missing local level. This trunk has {', '.join(sorted(maps))}. "

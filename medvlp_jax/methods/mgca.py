@@ -119,8 +119,8 @@ class Mgca(nn.Module):
         return self.text.sections[0]
 
     def embed_image(self, image_BxVxHxWx1: Array, *, train: bool = False) -> ImageEmbedding:
-        """`regions`: what each place of the last map contributes to the image's vector, their mean; none with a ViT,
-        whose class token has no places."""
+        """`regions`: what each place of the last map contributes to the image's vector, their mean; with a ViT what its
+        patches add to the class token."""
         return self._image(image_BxVxHxWx1, train)[0]
 
     def embed_text(self, batch: dict[str, Array], *, train: bool = False) -> TextEmbedding:
@@ -151,13 +151,13 @@ class Mgca(nn.Module):
         region_NxPxD = local_towers.flat_regions(region_NxhxwxD)
         whole_NxC = levels["cls" if "cls" in levels else "pooled"].astype(jnp.float32)
         image_BxVxD = self.image_head(whole_NxC, train=train).reshape(*shape, -1)
-        regions, weight_BxVxP = {}, None
+        weight_BxVxP, class_part_NxhxwxC = None, levels.pop("class_parts", None)
         if "attention" in levels:
             paid_NxP = jnp.mean(levels.pop("attention")[:, :, 0, 1:], axis=1)
             weight_BxVxP = attention_weights(paid_NxP).reshape(*shape, -1)
-        else:
-            regions = {self.section: towers.regions(self.image_head, levels, shape)}
         maps = {name: x for name, x in levels.items() if x.ndim == 4}
+        summed = levels if class_part_NxhxwxC is None else {"patches": class_part_NxhxwxC, "pooled": whole_NxC}
+        regions = {self.section: towers.regions(self.image_head, summed, shape)} if "pooled" in summed else {}
         embedding = ImageEmbedding({self.section: image_BxVxD}, whole_NxC.reshape(*shape, -1), maps, regions)
         return embedding, region_NxPxD.reshape(*shape, *region_NxPxD.shape[1:]), weight_BxVxP
 

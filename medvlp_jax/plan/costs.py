@@ -48,7 +48,7 @@ class Plan:
 
 class Lowered(NamedTuple):
     """A training step lowered for a mesh. jaxpr: of the whole step. target, frozen, batch: ShapeDtypeStructs of its
-    arguments.
+    arguments. make_state: makes the first of them, with random weights.
 
     tower: the frozen text tower when it runs inside the step; `frozen` are its variables. bert: the shape of a text
     tower, unless batches carry cached vectors.
@@ -56,6 +56,7 @@ class Lowered(NamedTuple):
 
     step: jax.stages.Lowered
     jaxpr: Any
+    make_state: Callable[[], dict[str, Any]]
     target: dict[str, Any]
     frozen: Any
     batch: dict[str, Any]
@@ -79,7 +80,7 @@ def lower_step(config: Any, mesh: Any, *, text_width: int, examples: int, say: S
     model = method.build(config, outline.config if outline else None)
     tx = optim.optimizer(config.optimizer, total_steps)
     width = outline.width if outline else text_width
-    target = steps.sharded_state(model, tx, build.batch_shapes(config, width), config.seed, mesh)[1]
+    make_state, target = steps.sharded_state(model, tx, build.batch_shapes(config, width), config.seed, mesh)
     batch = batch_structs(config, width, tokens=tower is not None)
     whole = sharding.replicated(mesh)
     frozen = jax.tree.map(
@@ -96,7 +97,8 @@ def lower_step(config: Any, mesh: Any, *, text_width: int, examples: int, say: S
         sweep=build.pair_sweep(config, mesh)[0],
     )
     traced = steps.compile_train_step(step, target, mesh).trace(target, frozen, batch)
-    return Lowered(traced.lower(), traced.jaxpr, target, frozen, batch, tower, outline.config if outline else None)
+    bert = outline.config if outline else None
+    return Lowered(traced.lower(), traced.jaxpr, make_state, target, frozen, batch, tower, bert)
 
 
 def batch_structs(config: Any, text_width: int, *, tokens: bool = False) -> dict[str, jax.ShapeDtypeStruct]:

@@ -24,7 +24,7 @@ from medvlp_jax.heatmap import overlay, upsample
 from medvlp_jax.report import pick, pool
 
 FILE = "gallery.json"
-VERSION = 1
+VERSION = 2
 RETRIEVED = 3
 MAPS = 2  # heat maps per image
 SIDE = 288  # pixels, at least, of a picture
@@ -104,6 +104,9 @@ def _cards(embedded: pool.Pool, run: Any) -> list[dict[str, Any]]:
         row, record = chosen.row, embedded.records[chosen.row]
         parts = [(image[[row]], text, has) for image, text, has in embedded.parts]
         score_1xM = scores_against_texts(parts, first_M)
+        # A report that the model reads nothing of (no such section) is no candidate; as an image's own it has no place.
+        rank = float(image_to_text_places(iter([score_1xM]), own_N[[row]]).ranks()[0])
+        has_place = np.isfinite(score_1xM[0, own_N[row]])
         states = label_states(record["labels"])
         cards.append(
             {
@@ -112,8 +115,8 @@ def _cards(embedded: pool.Pool, run: Any) -> list[dict[str, Any]]:
                 "finding": None if chosen.finding is None else CHEXPERT_LABELS[chosen.finding],
                 "picture": jpeg(_enlarged(embedded.view_NxSxSx1[row, ..., 0])),
                 "texts": _sections(record),
-                "rank": float(image_to_text_places(iter([score_1xM]), own_N[[row]]).ranks()[0]),
-                "candidates": len(first_M),
+                "rank": rank if has_place else None,
+                "candidates": int(np.isfinite(score_1xM).sum()),
                 "retrieved": [
                     {
                         "score": round(float(score_1xM[0, m]), 3),
@@ -122,6 +125,7 @@ def _cards(embedded: pool.Pool, run: Any) -> list[dict[str, Any]]:
                         "texts": _public_text(embedded, np.flatnonzero(own_N == m)),
                     }
                     for m in np.argsort(-score_1xM[0], kind="stable")[:RETRIEVED]
+                    if np.isfinite(score_1xM[0, m])
                 ],
                 "zero_shot": [
                     {

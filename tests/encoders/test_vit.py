@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +51,44 @@ def test_levels_match_transformers(tmp_path):
         levels["patches"].reshape(2, 16, 32), expected.last_hidden_state[:, 1:].numpy(), atol=5e-6
     )
     np.testing.assert_allclose(levels["pooled"], expected.pooler_output.numpy(), atol=5e-6)
+
+
+def test_what_patches_add_to_the_class_token(variables):
+    model = MODEL.clone(attention=True)
+    levels = jax.jit(model.apply)(variables, IMAGE)
+    part_NxPxE = np.asarray(levels["class_parts"]).reshape(2, 16, MODEL.width)
+    np.testing.assert_allclose(part_NxPxE.mean(axis=1), levels["cls"], atol=1e-5)
+    assert "class_parts" not in jax.eval_shape(lambda v: model.apply(v, IMAGE, train=True), variables)
+
+    # In float64: how the class token moves when it sees a little more of one patch, its attention as it is.
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["params"])
+    block = params[f"block_{MODEL.layers - 1}"]
+
+    def norm(x, p):
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-12) * p["scale"] + p["bias"]
+
+    def gelu(x):
+        return 0.5 * x * (1.0 + np.vectorize(math.erf)(x / math.sqrt(2.0)))
+
+    def class_token(seen_NxE):
+        x = before[:, 0] + seen_NxE + block["attention"]["out"]["bias"]
+        up, down = block["feed_forward"]["up"], block["feed_forward"]["down"]
+        h = gelu(norm(x, block["feed_forward_norm"]) @ up["kernel"] + up["bias"])
+        return norm(x + h @ down["kernel"] + down["bias"], params["norm"])
+
+    before = np.asarray(levels[f"block{MODEL.layers - 1}"], np.float64)
+    value = np.einsum("nle,ehd->nlhd", norm(before, block["attention_norm"]), block["attention"]["value"]["kernel"])
+    value += block["attention"]["value"]["bias"]
+    paid = np.asarray(levels["attention"], np.float64)[:, :, 0]
+    seen_NxLxE = np.einsum("nhl,nlhd,hde->nle", paid, value, block["attention"]["out"]["kernel"])
+    whole = seen_NxLxE.sum(axis=1)
+    np.testing.assert_allclose(class_token(whole), levels["cls"], atol=1e-5)
+    more = [
+        (class_token(whole + 1e-5 * c) - class_token(whole - 1e-5 * c)) / 2e-5 for c in np.moveaxis(seen_NxLxE, 1, 0)
+    ]
+    moved_NxPxE = np.stack(more[1:], axis=1)
+    expected = class_token(whole)[:, None] + 16 * moved_NxPxE - moved_NxPxE.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(part_NxPxE, expected, atol=2e-5 * np.abs(expected).max())
 
 
 def test_grey_image_equals_three_copies(variables):

@@ -172,7 +172,9 @@ def test_patches_of_a_vit_weigh_what_its_class_token_pays_them():
     e = jax.jit(lambda v: model.apply(v, batch, train=False))(variables)
     assert e.region_BxVxPxD.shape == (4, 1, 4, 12)
     image = jax.jit(lambda v: model.apply(v, batch["image"], method="embed_image"))(variables)
-    assert image.regions == {}
+    assert image.regions["report"].shape == (4, 1, 2, 2, 12)
+    np.testing.assert_allclose(image.regions["report"].mean(axis=(2, 3)), image.aligned["report"], atol=1e-5)
+    assert np.ptp(np.asarray(image.regions["report"]), axis=(2, 3)).max() > 0.01
     trunk = model.bind(variables).trunk.clone(parent=None, name=None)
     levels = jax.jit(trunk.apply)(
         {"params": variables["params"]["trunk"]}, towers.pixels(batch["image"], config.image, "float32")

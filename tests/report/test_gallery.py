@@ -74,6 +74,18 @@ def test_cards_tell_what_the_records_and_the_model_say(made, records):
             assert heat["boxes"] == len(boxed)
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_reports_that_the_model_reads_nothing_of_are_no_candidates(embedded, checkpoint, data, tmp_path):
+    blank_N = embedded.report_N == embedded.report_N[0]
+    parts = [(image, text, has & ~blank_N) for image, text, has in embedded.parts]
+    cards = galleries._cards(embedded._replace(parts=parts), open_run(checkpoint, data_dir=data))
+    for card in cards:
+        assert (card["rank"] is None) == bool(blank_N[card["record"]])
+        assert card["candidates"] == len(set(embedded.report_N)) - 1
+        assert all(np.isfinite(text["score"]) for text in card["retrieved"])
+    assert any(card["rank"] is None for card in cards)
+
+
 def test_vectors_scores_and_maps_agree(embedded, records):
     assert embedded.section == "impression"
     assert embedded.public_N.all()
