@@ -77,10 +77,9 @@ def released(config):
 
 def small(config):
     """The small sizes that methods share (`common.small`), and LoVT's own."""
-    common.small(config)  # the paper's crops and brightness leave a narrow trunk without anything to learn from
-    common.impressions(config)
+    common.small_local(config)  # the paper's crops and brightness leave a narrow trunk without anything to learn from
+    config.total_steps = 2600
     config.text.max_sentences = 10
     config.text.pooling = "max"
     config.model.head.update(dict(image_hidden=128, text_hidden=256))
-    config.optimizer.rates = (common.HELD_EMBEDDINGS, "text_tower/layer_0/.*=0", common.SLOW_TEXT)
     config.optimizer.periods = min(config.optimizer.periods, 7.0)  # of two epochs of the phantoms

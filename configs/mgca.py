@@ -86,7 +86,7 @@ def released_vit(config):
 
 def small(config):
     """The small sizes that methods share (`common.small`), and MGCA's own: 36 patches, a prototype per example."""
-    common.small_text(config)
+    common.small_local(config)
     config.text.layers = 0
     config.model.upsample = 0
     config.model.prototypes = config.batch_size
