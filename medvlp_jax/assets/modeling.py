@@ -139,13 +139,27 @@ class VisionTransformer(nn.Module):
 
     def forward(self, image):
         """Normalised [N, 1 or C, S, S] -> {"cls": [N, E], "patches": [N, h, w, E]}."""
+        x, grid = self._before_last(image)
+        x = self.norm(self.blocks[-1](x))
+        return {"cls": x[:, 0], "patches": x[:, 1:].unflatten(1, grid)}
+
+    def class_parts(self, image):
+        """[N, h, w, E]: what each patch adds to `cls`, their mean, in the last block, its attention as it is; all
+        behind it is taken as linear around the class token."""
+        x, grid = self._before_last(image)
+        block = self.blocks[-1]
+        part = x[:, :1] + block.seen_by_class(x)
+        around = part.mean(dim=1, keepdim=True).expand_as(part).contiguous()
+        whole, difference = torch.func.jvp(lambda y: self.norm(block.feed(y)), (around,), (part - around,))
+        return (whole + difference).unflatten(1, grid)
+
+    def _before_last(self, image):
         x = self.patch_embed.proj(image.expand(-1, self.patch_embed.proj.in_channels, -1, -1))
         grid = x.shape[2:]
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)], dim=1) + self.pos_embed
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x)
-        x = self.norm(x)
-        return {"cls": x[:, 0], "patches": x[:, 1:].unflatten(1, grid)}
+        return x, grid
 
 
 class ViTBlock(nn.Module):
@@ -158,9 +172,21 @@ class ViTBlock(nn.Module):
         self.mlp.fc1, self.mlp.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, x):
-        qkv = self.attn.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        x = x + self.attn.proj(F.scaled_dot_product_attention(*qkv).transpose(1, 2).flatten(2))
+        return self.feed(x + self.attn.proj(F.scaled_dot_product_attention(*self._qkv(x)).transpose(1, 2).flatten(2)))
+
+    def feed(self, x):
+        """The second half of the block."""
         return x + self.mlp.fc2(self.activation(self.mlp.fc1(self.norm2(x))))
+
+    def seen_by_class(self, x):
+        """[N, L - 1, E]: what attention takes from each patch to the class token; the mean is its output there."""
+        query, key, value = self._qkv(x)
+        weight = torch.softmax(query[:, :, :1] @ key.transpose(-1, -2) * query.shape[-1] ** -0.5, dim=-1)
+        seen = (weight.transpose(-1, -2) * value).transpose(1, 2).flatten(2)
+        return self.attn.proj((x.shape[1] - 1) * seen[:, 1:] + seen[:, :1])
+
+    def _qkv(self, x):
+        return self.attn.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
 
 # ---- heads and IMITATE's read branch ----------------------------------------------------------------------------
@@ -450,11 +476,13 @@ class LocalTowers(Model):
     @torch.no_grad()
     def image_regions(self, pixels) -> torch.Tensor:
         """[N, h, w, D], for heat maps: GLoRIA's regions, which words are compared with; MGCA: what each place
-        contributes to the image's vector, which is their mean."""
-        if not self.config["maps"]:
-            raise NotImplementedError("The class token of a ViT has no regions: there are no heat maps of this model.")
+        (of a ViT: patch, to the class token) contributes to the image's vector, which is their mean."""
         if self.config["maps"] == "image":
             return self._regions(self.image_head, pixels)
+        if self.config["maps"] == "class":
+            part = self.trunk.class_parts(self.normalize(pixels))
+            gates = part.mean(dim=(1, 2), keepdim=True).expand_as(part)
+            return self.image_head(part.flatten(0, 2), gates.flatten(0, 2)).unflatten(0, part.shape[:3])
         place = self.trunk(self.normalize(pixels))[self.config["local_level"]].permute(0, 2, 3, 1)
         return self.region_head(place.flatten(0, 2)).unflatten(0, place.shape[:3])
 

@@ -191,7 +191,7 @@ def _local_towers(trained: Trained) -> dict[str, Any]:
     return {
         "heads": {"features": features, "image_width": heads["image"]["inputs"], "parts": heads},
         "local_level": config.model.local.level,
-        "maps": "region" if config.method == "gloria" else "image" if "vit" not in config.model.trunk else "",
+        "maps": "region" if config.method == "gloria" else "class" if "vit" in config.model.trunk else "image",
         "prototypes": list(params["prototypes"].shape) if "prototypes" in params else [],
         "text": text,
     }

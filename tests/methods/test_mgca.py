@@ -189,7 +189,7 @@ def test_patches_of_a_vit_weigh_what_its_class_token_pays_them():
 
 
 def test_a_step_keeps_prototypes_at_length_one():
-    config, model, variables = made(**{"optimizer.warmup_steps": 0})
+    config, model, variables = made(**{"optimizer.warmup_steps": 0, "optimizer.rates": ()})
     tx = optim.optimizer(config.optimizer, 10)
     batch = tokens()
     # An epoch of one step: prototypes are held in the first step and learn in the second.

@@ -100,7 +100,7 @@ def test_the_plan_of_a_small_run(here, config):
 
 def cached_step(config):
     """As far as counting needs it: nothing is lowered."""
-    return costs.Lowered(None, None, {}, {}, costs.batch_structs(config, 16), None, None)
+    return costs.Lowered(None, None, None, {}, {}, costs.batch_structs(config, 16), None, None)
 
 
 def test_the_text_tower_inside_the_step(here, config, tmp_path):
