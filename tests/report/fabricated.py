@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from medvlp_jax.report.gallery import VERSION
+
 REPORT_TEXT = 'Heart <b>large</b> & "old" {{ 7 * 7 }}'
 
 CONFIG = {
@@ -112,7 +114,7 @@ def card(text=REPORT_TEXT, **more):
     }
 
 
-def gallery(cards=None, key="1:400:", **more):
+def gallery(cards=None, key=f"{VERSION}:400:", **more):
     """The content of a `gallery.json`."""
     points = [[i * 10, i * 7] for i in range(40)]
     known = {"key": key, "step": 400, "data": "cxr_phantom", "split": "test", "records": 604, "pool": 604}

@@ -170,7 +170,7 @@ def test_the_logged_command_is_shown_when_there_is_one(write):
 
 
 def test_a_gallery_of_another_checkpoint_or_a_damaged_one_is_not_used(write, tmp_path):
-    assert "Heart" not in write(gallery=fabricated.gallery(key="1:300:"))
+    assert "Heart" not in write(gallery=fabricated.gallery(key=f"{galleries.VERSION}:300:"))
     (tmp_path / "demo" / "gallery.json").write_text("{")
     assert "Heart" not in write()
 
