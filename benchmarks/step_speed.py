@@ -37,11 +37,9 @@ SIDE = 2048  # of the matrices behind a bound
 REPORT_TOKENS = {"findings": 90, "impression": 30}
 
 
-def our_step(
-    kind: str, batch_size: int, image_size: int, tokens: int, dtype: str = "float32", clip_norm: float = 0.0
-) -> Callable[[], float]:
+def our_step(kind: str, batch_size: int, image_size: int, tokens: int) -> Callable[[], float]:
     """Builds the step that training runs, from the config of the full recipe, on the default devices."""
-    train_step, make_state, frozen, batch = _our_parts(kind, batch_size, image_size, tokens, dtype, clip_norm)
+    train_step, make_state, frozen, batch = _our_parts(kind, batch_size, image_size, tokens)
     holder = [make_state()]
 
     def step() -> float:
@@ -56,7 +54,7 @@ def peak_step(batch_size: int, image_size: int, tokens: int) -> Callable[[], flo
     import jax
     import torch
 
-    train_step, make_state, frozen, batch = _our_parts("cached", batch_size, image_size, tokens, "float32", 0.0)
+    train_step, make_state, frozen, batch = _our_parts("cached", batch_size, image_size, tokens)
     flops = train_step.lower(jax.eval_shape(make_state), frozen, batch).cost_analysis()["flops"]
     x, y = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
     products = round(flops / (2 * SIDE**3))
@@ -69,7 +67,7 @@ def peak_step(batch_size: int, image_size: int, tokens: int) -> Callable[[], flo
     return step
 
 
-def _our_parts(kind: str, batch_size: int, image_size: int, tokens: int, dtype: str, clip_norm: float):
+def _our_parts(kind: str, batch_size: int, image_size: int, tokens: int):
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -81,7 +79,7 @@ def _our_parts(kind: str, batch_size: int, image_size: int, tokens: int, dtype: 
     from medvlp_jax.methods.imitate import SECTIONS
 
     with imitate.get_config().unlocked() as config:
-        config.model.dtype, config.optimizer.clip_norm = dtype, clip_norm
+        config.model.dtype, config.optimizer.clip_norm = "float32", 0.0
         config.batch_size, config.image.size = batch_size, image_size
     rng = np.random.default_rng(0)
     batch = {

@@ -3,7 +3,7 @@
 Full recipe:  python -m medvlp_jax.main --config configs/lovt.py --workdir runs/lovt
               MIMIC-CXR, ResNet-50 at 224 px (7x7 regions) from ImageNet weights, Bio_ClinicalBERT, upper half trained.
 Without data: python -m medvlp_jax.main --config configs/lovt.py:demo --workdir runs/lovt
-              phantoms, a narrow ResNet at 96 px (6x6 regions) and a small BERT, two CPU cores.
+              phantoms, a narrow ResNet at 96 px (6x6 regions) and a small BERT, held, two CPU cores.
 
 Arguments (comma separated behind the colon): `demo`, `small`, `preset=released`, `data=NAME` as in configs/imitate.py.
 """

@@ -3,7 +3,7 @@
 Full recipe:  python -m medvlp_jax.main --config configs/mgca.py --workdir runs/mgca
               MIMIC-CXR, ResNet-50 at 299 px from ImageNet weights, six layers of Bio_ClinicalBERT trained along.
 Without data: python -m medvlp_jax.main --config configs/mgca.py:demo --workdir runs/mgca
-              phantoms, a narrow ResNet at 96 px and a small BERT, two CPU cores.
+              phantoms, a narrow ResNet at 96 px and a small BERT, held, two CPU cores.
 
 Arguments (comma separated behind the colon): `demo`, `small`, `data=NAME` as in configs/imitate.py, and
   preset=released | vit | released_vit | fixed (default)   vit: a ViT-B/16 for the ResNet-50

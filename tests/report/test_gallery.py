@@ -75,7 +75,7 @@ def test_cards_tell_what_the_records_and_the_model_say(made, records):
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-def test_reports_that_the_model_reads_nothing_of_are_no_candidates(embedded, checkpoint, data, tmp_path):
+def test_reports_that_the_model_reads_nothing_of_are_no_candidates(embedded, checkpoint, data):
     blank_N = embedded.report_N == embedded.report_N[0]
     parts = [(image, text, has & ~blank_N) for image, text, has in embedded.parts]
     cards = galleries._cards(embedded._replace(parts=parts), open_run(checkpoint, data_dir=data))
