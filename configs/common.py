@@ -8,7 +8,6 @@ from ml_collections import ConfigDict
 
 HELD_EMBEDDINGS = "text_tower/(word|position|token_type|norm)/.*=0"
 LOWER_HALF_HELD = (HELD_EMBEDDINGS, "text_tower/layer_[0-5]/.*=0")  # of a BERT of twelve layers
-SLOW_TEXT = "text_tower/.*=0.1"  # a small trunk learns from nothing, ten times as fast as a text tower that knows words
 HELD_TEXT = "text_tower/.*=0"
 SLOW_HEADS = "[a-z]+_head/.*=0.1"  # at the trunk's rate, heads with BatchNorm leave batches of 32 hard to start from
 # What the phantoms show. Lung Opacity and Pneumonia are judgements in their reports; no picture decides them.
@@ -313,13 +312,6 @@ def small(config: ConfigDict) -> None:
         config.evaluation.findings = RENDERED
     if config.loss.group_size:
         groups(config, 32)
-
-
-def small_text(config: ConfigDict) -> None:
-    """`small` for a text tower that is trained: it learns slower than the rest."""
-    small(config)
-    config.optimizer.rates = (SLOW_TEXT,)
-    impressions(config)
 
 
 def small_local(config: ConfigDict) -> None:

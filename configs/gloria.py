@@ -3,7 +3,7 @@
 Full recipe:  python -m medvlp_jax.main --config configs/gloria.py --workdir runs/gloria
               MIMIC-CXR, ResNet-50 at 299 px from ImageNet weights, Bio_ClinicalBERT trained along.
 Without data: python -m medvlp_jax.main --config configs/gloria.py:demo --workdir runs/gloria
-              phantoms, a narrow ResNet at 96 px and a small BERT, two CPU cores.
+              phantoms, a narrow ResNet at 96 px and a small BERT, held, two CPU cores.
 
 Arguments (comma separated behind the colon): `demo`, `small`, `preset=released`, `data=NAME` as in configs/imitate.py.
 """
@@ -78,7 +78,8 @@ def released(config):
 
 def small(config):
     """The small sizes that methods share (`common.small`), and GLoRIA's own: 36 regions, texts of 64 tokens."""
-    common.small_text(config)
+    common.small_local(config)
+    config.total_steps = 2600
     config.model.features = 0
     config.model.last_layers = 2
     config.model.upsample = 0

@@ -5,7 +5,7 @@ Channels of all stages meet the findings, the pooled last stage the impression, 
 Full recipe:  python -m medvlp_jax.main --config configs/hierarchical_local.py --workdir runs/composed
               MIMIC-CXR, ResNet-50 at 224 px from ImageNet weights, Bio_ClinicalBERT, upper half trained.
 Without data: python -m medvlp_jax.main --config configs/hierarchical_local.py:demo --workdir runs/composed
-              phantoms, a narrow ResNet at 96 px and a small BERT, two CPU cores.
+              phantoms, a narrow ResNet at 96 px and a small BERT, held, two CPU cores.
 
 Each term can be left out (--config.loss.terms.local.weight=0); other terms and what they need: docs/methods.md.
 Arguments (comma separated behind the colon): `demo`, `small`, `data=NAME` as in configs/imitate.py. There is no
@@ -60,7 +60,8 @@ def recipe(config):
 
 def small(config):
     """The small sizes that methods share (`common.small`), and those of the read branch and the heads."""
-    common.small_text(config)
+    common.small_local(config)
+    config.total_steps = 2400
     config.text.max_sentences = 10
     config.model.read.update(dict(keep=(0.5, 0.5, 0.5, 0.5), grid=6, tokens=96, hidden=128))
     config.model.head.update(dict(image_hidden=128, text_hidden=256))
