@@ -201,7 +201,7 @@ def base() -> ConfigDict:
     config.evaluation.seeds = 5
     config.evaluation.resamples = 1000
     config.evaluation.max_train = 50_000  # training images that probes may use; 0: all
-    config.evaluation.max_loss = 256  # examples that the validation loss is taken of, in whole batches; 0: all
+    config.evaluation.max_loss = 128  # examples that the validation loss is taken of, in whole batches; 0: all
     config.evaluation.allow_patient_overlap = False
     return config
 

@@ -87,6 +87,7 @@ def released_vit(config):
 def small(config):
     """The small sizes that methods share (`common.small`), and MGCA's own: 36 patches, a prototype per example."""
     common.small_local(config)
+    config.total_steps = 2000
     config.text.layers = 0
     config.model.upsample = 0
     config.model.prototypes = config.batch_size

@@ -5,7 +5,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,30 +125,55 @@ def _scores_of_subset(
 
     def quality(strength: float) -> float:
         areas = [
-            auc(truths[n].truth_N[truths[n].keep_N], model.decision_function(features[truths[n].keep_N]))
+            auc(truths[n].truth_N[truths[n].keep_N], model.scores(features[truths[n].keep_N]))
             for n, model in tried[strength].items()
         ]
         return float(np.mean(areas))
 
     best = max(STRENGTHS, key=quality)
-    return {n: model.decision_function(test_NxC) for n, model in tried[best].items()}
+    return {n: model.scores(test_NxC) for n, model in tried[best].items()}
 
 
-def _fits(train_nxC: NDArray, learnt: Mapping[str, Truth]) -> dict[float, dict[str, Any]]:
-    """Strength -> finding -> its model. Fits are independent, and what they spend their time on does not hold the
-    interpreter: one thread per core."""
+class Linear(NamedTuple):
+    """One fit: log odds are x @ weight_C + bias."""
+
+    weight_C: NDArray
+    bias: float
+
+    def scores(self, feature_NxC: NDArray) -> NDArray:
+        """Log odds of N images."""
+        return feature_NxC @ self.weight_C + self.bias
+
+
+def _fits(train_nxC: NDArray, learnt: Mapping[str, Truth]) -> dict[float, dict[str, Linear]]:
+    """Strength -> finding -> its model. Findings are independent, and what their fits spend their time on does not hold
+    the interpreter: one thread per core. A strength starts from what the one below it found.
+
+    With fewer images than features, fits see coordinates in the span of the images, where the weights of an L2 penalty
+    lie: the same models, for the price of n features.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    def fit(strength: float, truth: Truth) -> LogisticRegression:
-        model = LogisticRegression(C=strength, max_iter=200, tol=1e-3)
-        return model.fit(train_nxC[truth.keep_N], truth.truth_N[truth.keep_N])
+    images, width = train_nxC.shape
+    basis_Cxn = np.linalg.qr(train_nxC.T)[0] if images < width else None
+    seen = train_nxC if basis_Cxn is None else train_nxC @ basis_Cxn
+
+    def fit(truth: Truth) -> list[Linear]:
+        model = LogisticRegression(max_iter=200, tol=1e-3, warm_start=True)
+        found = []
+        for strength in STRENGTHS:
+            model.set_params(C=strength).fit(seen[truth.keep_N], truth.truth_N[truth.keep_N])
+            weight = model.coef_[0]
+            found.append(Linear(weight if basis_Cxn is None else basis_Cxn @ weight, float(model.intercept_[0])))
+        return found
 
     # Warnings are caught around all threads: the list of filters is the interpreter's.
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.simplefilter("ignore", ConvergenceWarning)  # a weak penalty on few images needs no last digit
-        waiting = {s: {n: pool.submit(fit, s, truth) for n, truth in learnt.items()} for s in STRENGTHS}
-        return {s: {n: one.result() for n, one in fits.items()} for s, fits in waiting.items()}
+        waiting = {n: pool.submit(fit, truth) for n, truth in learnt.items()}
+        found = {n: one.result() for n, one in waiting.items()}
+    return {strength: {n: fits[i] for n, fits in found.items()} for i, strength in enumerate(STRENGTHS)}
 
 
 def standardised(splits: list[NDArray]) -> list[NDArray]:

@@ -112,20 +112,19 @@ def auc(truth_N: NDArray, score_N: NDArray, weight_RxN: NDArray | None = None) -
     truth_N, score_N = np.asarray(truth_N, bool), np.asarray(score_N, np.float64)
     single = weight_RxN is None
     weight_RxN = np.ones((1, len(truth_N))) if single else np.asarray(weight_RxN, np.float64)
-    order_N = np.argsort(score_N, kind="stable")
-    truth_N, score_N, weight_RxN = truth_N[order_N], score_N[order_N], weight_RxN[:, order_N]
-    positive_RxN, negative_RxN = weight_RxN * truth_N, weight_RxN * ~truth_N
     if not len(truth_N) or np.isnan(score_N).any():
         area_R = np.full(len(weight_RxN), np.nan)
         return area_R[0] if single else area_R
-    # Negatives below each example, and those that tie with it.
-    first_N = np.searchsorted(score_N, score_N, side="left")
-    last_N = np.searchsorted(score_N, score_N, side="right")
-    cumulative_RxN = np.concatenate([np.zeros((len(weight_RxN), 1)), np.cumsum(negative_RxN, axis=1)], axis=1)
-    below_RxN, upto_RxN = cumulative_RxN[:, first_N], cumulative_RxN[:, last_N]
+    order_n = np.argsort(score_N[~truth_N], kind="stable")
+    negative_n, negative_Rxn = score_N[~truth_N][order_n], weight_RxN[:, ~truth_N][:, order_n]
+    positive_Rxp = weight_RxN[:, truth_N]
+    # Weight of the negatives below each positive, and of those that tie with it.
+    cumulative_Rxn = np.concatenate([np.zeros((len(weight_RxN), 1)), np.cumsum(negative_Rxn, axis=1)], axis=1)
+    below_p = np.searchsorted(negative_n, score_N[truth_N], side="left")
+    upto_p = np.searchsorted(negative_n, score_N[truth_N], side="right")
     with np.errstate(invalid="ignore", divide="ignore"):
-        area_R = np.sum(positive_RxN * (below_RxN + upto_RxN) / 2, axis=1)
-        area_R = area_R / (positive_RxN.sum(axis=1) * negative_RxN.sum(axis=1))
+        halves_R = [np.einsum("rp,rp->r", positive_Rxp, cumulative_Rxn[:, at_p]) for at_p in (below_p, upto_p)]
+        area_R = sum(halves_R) / 2 / (positive_Rxp.sum(axis=1) * negative_Rxn.sum(axis=1))
     return area_R[0] if single else area_R
 
 

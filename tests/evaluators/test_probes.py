@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from medvlp_jax.evaluators import knn, linear_probe
@@ -61,6 +62,20 @@ def test_test_features_do_not_enter_the_standardisation():
     np.testing.assert_allclose(scaled.mean(axis=0), 0, atol=1e-5)
     np.testing.assert_allclose(scaled.std(axis=0), 1, atol=1e-5)
     assert far.min() > 1e5
+
+
+@pytest.mark.parametrize("images", [30, 300])  # fewer and more than features
+def test_fits_equal_scikit_learn_on_the_features_themselves(images):
+    rng = np.random.default_rng(3)
+    train, test = rng.normal(size=(images, 80)), rng.normal(size=(40, 80))
+    present, keep = train[:, 0] + rng.normal(size=images) > 0, rng.random(images) < 0.9
+    tried = linear_probe._fits(train, {"Edema": Truth(keep, present)})
+    assert tuple(tried) == linear_probe.STRENGTHS
+    for strength in (0.01, 0.1):  # a weaker penalty stops before the last digits
+        model = LogisticRegression(C=strength, tol=1e-8, max_iter=5000).fit(train[keep], present[keep])
+        np.testing.assert_allclose(
+            tried[strength]["Edema"].scores(test), model.decision_function(test), rtol=0.02, atol=0.02
+        )
 
 
 def test_neighbours_equal_scikit_learn():
