@@ -73,9 +73,7 @@ def test_fits_equal_scikit_learn_on_the_features_themselves(images):
     assert tuple(tried) == linear_probe.STRENGTHS
     for strength in (0.01, 0.1):  # a weaker penalty stops before the last digits
         model = LogisticRegression(C=strength, tol=1e-8, max_iter=5000).fit(train[keep], present[keep])
-        np.testing.assert_allclose(
-            tried[strength]["Edema"].scores(test), model.decision_function(test), rtol=0.02, atol=0.02
-        )
+        np.testing.assert_allclose(tried[strength]["Edema"].scores(test), model.decision_function(test), atol=0.06)
 
 
 def test_neighbours_equal_scikit_learn():
