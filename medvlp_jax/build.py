@@ -82,8 +82,8 @@ def assemble(config: Any, mesh: Mesh, say=print) -> Parts:
     train = open_source(config, config.data.train_split)
     say(f"data      {config.data.name}: {len(train)} training records in {train.folder}")
     tower = _text_tower(config, say)
-    where = "trained" if config.text.trained else "frozen, cached" if config.text.cache else "frozen, in the step"
-    say(f"text      {config.text.weights}: {tower.width} wide, {where}; images meet {', '.join(config.text.sections)}")
+    use, sections = text_tower.use(config), ", ".join(config.text.sections)
+    say(f"text      {config.text.weights}: {tower.width} wide, {use}; images meet {sections}")
     cache = _text_cache(config, tower, train, say) if config.text.cache else None
     total_steps = max(steps_of(config, len(train)), 1)
     schedule = optim.schedule(config.optimizer, total_steps)

@@ -130,6 +130,12 @@ def rate_factors(params: Any, rates: Sequence[str]) -> Any:
     return factors
 
 
+def count_learning(params: Any, rates: Sequence[str]) -> int:
+    """Number of parameters that are not held."""
+    factors = jax.tree.leaves(rate_factors(params, rates))
+    return sum(x.size for x, factor in zip(jax.tree.leaves(params), factors, strict=True) if factor)
+
+
 def hold(params: Any, rates: Sequence[str]) -> Any:
     """The parameters, those that are held without gradient, so that nothing is computed for it."""
     if not rates:

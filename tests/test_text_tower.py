@@ -4,7 +4,9 @@ import jax
 import numpy as np
 import pytest
 from made_reports import SENTENCES, SOURCE, WORDS, matched_source
+from ml_collections import ConfigDict
 
+from configs import common
 from medvlp_jax import pretrain_text, text_tower
 from medvlp_jax import step as steps
 from medvlp_jax.data import masked_text
@@ -285,3 +287,18 @@ def test_text_beyond_max_length_changes_nothing(folder):
     whole, cut = encode([TEXTS[3]]), encode([TEXTS[3] + " " + TEXTS[4]])
     np.testing.assert_array_equal(whole, cut)
     assert np.abs(encode([TEXTS[0]]) - whole).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("in_model", "cache", "rates", "words"),
+    [
+        (True, False, ("text_tower/.*=0.1",), "trained"),
+        (True, False, (common.HELD_TEXT, common.SLOW_HEADS), "held, in the step"),
+        (False, True, (), "frozen, cached"),
+        (False, False, (), "frozen, in the step"),
+    ],
+)
+def test_what_a_run_does_with_its_tower(in_model, cache, rates, words):
+    config = ConfigDict({"text": {"trained": in_model, "cache": cache}, "optimizer": {"rates": rates}})
+    assert text_tower.use(config) == words
+    assert text_tower.learns(config) == (words == "trained")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medvlp_jax import text_tower
 from medvlp_jax.compare.entries import Entry
 from medvlp_jax.evaluators.scores import seeds_interval
 from medvlp_jax.metrics import clock
@@ -53,7 +54,7 @@ def summary(entry: Entry, known: Mapping[str, Any], runs: Mapping[int, Path]) ->
         "batch_size": config.batch_size,
         "views": config.image.views,
         "schedule": config.optimizer.schedule,
-        "text": f"{config.text.weights}, {'trained' if config.text.trained else 'frozen'}",
+        "text": f"{config.text.weights}, {text_tower.use(config)}",
         "parameters": next((run.parameters for run in found.values() if run.parameters), ""),
         "seeds": sorted(found),
         "training_seconds": working,

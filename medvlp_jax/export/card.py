@@ -4,9 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from medvlp_jax import __version__, text_tower
+from medvlp_jax import __version__, optim, text_tower
 from medvlp_jax.data.records import prepared_folder
 from medvlp_jax.score_table import HEADLINES, number
 from medvlp_jax.trained import Trained
@@ -111,7 +109,7 @@ def _data(config: Any, phantom: bool) -> str:
 def _recipe(trained: Trained, model: dict[str, Any], meta: dict[str, Any]) -> str:
     config, trunk = trained.config, model["trunk"]
     size = config.image.size
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(trained.variables["params"]))
+    parameters = optim.count_learning(trained.variables["params"], config.optimizer.rates)
     shape = {name: trunk[name] for name in ("block", "stage_sizes", "widths", "stem") if name in trunk}
     rows = {
         "method": f"{config.method}, preset {config.preset}",
@@ -120,7 +118,7 @@ def _recipe(trained: Trained, model: dict[str, Any], meta: dict[str, Any]) -> st
         "trained parameters": f"{parameters:,}; compute type {config.model.dtype}",
         "image": f"{size} x {size}, mean {model['image']['mean']}, std {model['image']['std']}",
         "augmentation": f"`{config.image.augment}`".replace("|", "\\|"),
-        "text tower": f"{_tower(config)}, {'trained' if config.text.trained else 'frozen'}, "
+        "text tower": f"{_tower(config)}, {text_tower.use(config)}, "
         f"{trained.tower.config.num_hidden_layers} layers, {trained.tower.width} wide, {trained.tower.pooling} pooling",
         "batch": f"{config.batch_size}",
         "steps": f"{meta.get('imported_step', trained.step)}, {meta.get('examples_seen', 0):,} examples seen",
@@ -171,7 +169,7 @@ def _scores(trained: Trained) -> str:
 def _licence(config: Any, phantom: bool) -> str:
     code = "`modeling.py` and the format: Apache-2.0. "
     tower = f"`text/` comes from `{_tower(config)}` and keeps its own licence."
-    if config.text.trained:
+    if text_tower.learns(config):
         tower = f"`text/` started as `{_tower(config)}`, whose licence stays, and was trained along."
     if phantom:
         return f"{code}Trunk and heads: Apache-2.0, trained on rendered data. {tower}"

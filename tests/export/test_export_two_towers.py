@@ -51,7 +51,7 @@ def test_export_computes_the_same_and_comes_back(name, fields, data, tmp_path):
     assert any("passed" in line for line in lines)
     card = (out / "README.md").read_text()
     assert f'image["{config.text.sections[-1]}"]' in card
-    assert ("trained along" in card) == config.text.trained
+    assert ("trained along" in card) == text_tower.learns(config)
     again = import_weights(out, tmp_path / "again", exported_config(out), step=4, say=lines.append)
     one, other = open_run(workdir), open_run(again)
     jax.tree.map(np.testing.assert_array_equal, one.variables, other.variables)
