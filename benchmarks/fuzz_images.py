@@ -283,7 +283,7 @@ def bomb(data: bytes, rng: np.random.Generator) -> bytes:
         return dicom(np.arange(height * width, dtype=np.uint16).reshape(height, width) % 4096)
     grey = np.zeros((8000, 8000), np.uint8)  # large and honest
     grey[::7, ::5] = 200
-    return images.encode_png(grey, level=1) if rng.random() < 0.5 else images.encode_jpeg(grey)
+    return images.encode_png(grey) if rng.random() < 0.5 else images.encode_jpeg(grey)
 
 
 KINDS: dict[str, tuple[Mutation, float]] = {

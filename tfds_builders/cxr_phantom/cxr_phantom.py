@@ -12,11 +12,10 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from medvlp_jax.data import records, staging
+from medvlp_jax.data import images, records, staging
 from medvlp_jax.data.labels import CHEXPERT_LABELS, PRESENT, UNCERTAIN
 from tfds_builders.cxr_phantom.anatomy import stream
 from tfds_builders.cxr_phantom.baseline import linear_baseline, pixels
@@ -106,9 +105,9 @@ def make_examples(item: Sequence[int], config: PhantomConfig) -> list[staging.Ex
             box = box_of(mask)
             if box is not None:
                 boxes.append({"box": box, "finding": finding.label, "sentence": sentence_of.get(finding.kind, -1)})
-                masks.append({"mask": _png(mask), "finding": finding.label})
+                masks.append({"mask": images.encode_png(mask), "finding": finding.label})
         example = records.example(
-            image=_png(picture.film),
+            image=images.encode_png(picture.film),
             patient_id=study.patient_id,
             study_id=study.study_id,
             image_id=study.image_id(image),
@@ -120,15 +119,11 @@ def make_examples(item: Sequence[int], config: PhantomConfig) -> list[staging.Ex
             view=study.views[image],
             boxes=boxes,
             masks=masks,
-            lung_mask=_png(picture.lungs),
+            lung_mask=images.encode_png(picture.lungs),
             public=True,
         )
         examples.append((study.image_id(image), example))
     return examples
-
-
-def _png(plane: np.ndarray) -> bytes:
-    return cv2.imencode(".png", plane)[1].tobytes()
 
 
 def describe(sources: Mapping[str, records.RecordSource]) -> list[str]:
