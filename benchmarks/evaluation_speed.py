@@ -88,13 +88,13 @@ def main() -> None:
 
 
 def compile_only(scorer: Scorer, state, config) -> None:
-    """One batch through everything of the model that compiles, with image regions and without."""
-    few = f"{config.data.eval_split}[:{config.eval_batch_size}]"
-    context = scorer.context(state, few, ("grounding",))
-    context.features(few)
-    next(iter(context.terms(few)))
+    """Everything of the model that compiles, once: what is read of an image depends on the split."""
+    test, train = (f"{name}[:{config.eval_batch_size}]" for name in (config.data.test_split, config.data.train_split))
+    context = scorer.context(state, test, ("grounding",))
+    for name in (train, config.data.eval_split, test):
+        context.features(name)
+    next(iter(context.terms(test)))
     context.embed_texts(["No effusion."])
-    scorer.context(state, few).features(few)
 
 
 if __name__ == "__main__":
