@@ -318,6 +318,7 @@ def small_local(config: ConfigDict) -> None:
     """`small` for methods with heads over words or sentences: the text tower runs in the step and is held, the heads
     learn slower than the trunk, and decay is less (docs/methods.md, what this was worth)."""
     small(config)
+    config.total_steps = 2400
     config.optimizer.rates = (HELD_TEXT, SLOW_HEADS)
     if config.optimizer.name == "adamw":
         config.optimizer.weight_decay = 0.2

@@ -79,7 +79,6 @@ def released(config):
 def small(config):
     """The small sizes that methods share (`common.small`), and GLoRIA's own: 36 regions, texts of 64 tokens."""
     common.small_local(config)
-    config.total_steps = 2400
     config.model.features = 0
     config.model.last_layers = 2
     config.model.upsample = 0

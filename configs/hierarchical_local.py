@@ -61,7 +61,6 @@ def recipe(config):
 def small(config):
     """The small sizes that methods share (`common.small`), and those of the read branch and the heads."""
     common.small_local(config)
-    config.total_steps = 2400
     config.text.max_sentences = 10
     config.model.read.update(dict(keep=(0.5, 0.5, 0.5, 0.5), grid=6, tokens=96, hidden=128))
     config.model.head.update(dict(image_hidden=128, text_hidden=256))

@@ -78,7 +78,6 @@ def released(config):
 def small(config):
     """The small sizes that methods share (`common.small`), and LoVT's own."""
     common.small_local(config)  # the paper's crops and brightness leave a narrow trunk without anything to learn from
-    config.total_steps = 2400
     config.text.max_sentences = 10
     config.text.pooling = "max"
     config.model.head.update(dict(image_hidden=128, text_hidden=256))

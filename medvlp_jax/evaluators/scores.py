@@ -115,8 +115,9 @@ def auc(truth_N: NDArray, score_N: NDArray, weight_RxN: NDArray | None = None) -
     if not len(truth_N) or np.isnan(score_N).any():
         area_R = np.full(len(weight_RxN), np.nan)
         return area_R[0] if single else area_R
-    order_n = np.argsort(score_N[~truth_N], kind="stable")
-    negative_n, negative_Rxn = score_N[~truth_N][order_n], weight_RxN[:, ~truth_N][:, order_n]
+    lowest_first_n = np.flatnonzero(~truth_N)
+    lowest_first_n = lowest_first_n[np.argsort(score_N[lowest_first_n], kind="stable")]
+    negative_n, negative_Rxn = score_N[lowest_first_n], weight_RxN[:, lowest_first_n]
     positive_Rxp = weight_RxN[:, truth_N]
     # Weight of the negatives below each positive, and of those that tie with it.
     cumulative_Rxn = np.concatenate([np.zeros((len(weight_RxN), 1)), np.cumsum(negative_Rxn, axis=1)], axis=1)
