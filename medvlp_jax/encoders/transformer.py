@@ -1,5 +1,6 @@
 """Self-attention and feed-forward blocks that ViT and BERT share."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from medvlp_jax.layers.head_projection import HeadProjection, flat_init
+from medvlp_jax.layers.product import dot_general
 
 # Finite, so that a row whose every key is masked gives a uniform distribution and not NaN.
 MASKED = -1e9
@@ -110,7 +112,7 @@ class SelfAttention(nn.Module):
             for name in ("query", "key", "value")
         ]
         kernel = jnp.stack([kernel for kernel, _ in projections], axis=1).astype(self.dtype)
-        qkv = jax.lax.dot_general(x.astype(self.dtype), kernel, (((x.ndim - 1,), (0,)), ((), ())))
+        qkv = dot_general(x.astype(self.dtype), kernel, (((x.ndim - 1,), (0,)), ((), ())))
         if self.qkv_bias:
             qkv = qkv + jnp.stack([bias for _, bias in projections]).astype(self.dtype)
         query, key, value = (qkv[:, :, i] for i in range(3))  # [B, L, H, D]
@@ -127,6 +129,7 @@ class SelfAttention(nn.Module):
             axis=(-2, -1),
             dtype=self.dtype,
             kernel_init=flat_init(self.kernel_init, (width, width)),
+            dot_general=dot_general,
             name="out",
         )
         if not parts:
@@ -145,6 +148,6 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        h = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=self.kernel_init, name="up")(x)
-        h = activation(self.activation)(h)
-        return nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=self.kernel_init, name="down")(h)
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init, dot_general=dot_general)
+        h = activation(self.activation)(dense(self.hidden, name="up")(x))
+        return dense(x.shape[-1], name="down")(h)
