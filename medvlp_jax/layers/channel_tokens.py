@@ -118,6 +118,9 @@ def _pool(x: Float[Array, "... H W C"], grid: int) -> Float[Array, "... grid gri
 
 def _pool_on_cpu(x_NxHxWxC: Array, *, grid: int) -> Array:
     count, height, width, channels = x_NxHxWxC.shape
+    if height % grid == 0 and width % grid == 0:  # then every place is the mean of a block of its own
+        blocks = x_NxHxWxC.reshape(count, grid, height // grid, grid, width // grid, channels)
+        return jnp.mean(blocks, axis=(2, 4))
     x = _pool_line(x_NxHxWxC.reshape(count, height, width * channels), grid)
     return _pool_line(x.reshape(count * grid, width, channels), grid).reshape(count, grid, grid, channels)
 
