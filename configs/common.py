@@ -141,6 +141,7 @@ def base() -> ConfigDict:
     config.data.test_split = "test"
     config.data.reshuffle = True
     config.data.threads = 16
+    config.data.memory_mib = 0  # keep decoded training images in memory up to this size, in every process
     config.data.workers = 0
 
     config.image = ConfigDict({"size": 224, "views": 2, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)})
@@ -281,6 +282,7 @@ def small(config: ConfigDict) -> None:
     config.eval_every_steps = 1000
     config.eval_batch_size = 64
     config.data.threads = 2
+    config.data.memory_mib = 1024
     config.image.size = 96
     config.image.mean = (0.5,)
     config.image.std = (0.25,)

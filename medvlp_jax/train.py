@@ -12,6 +12,7 @@ from medvlp_jax import config as configs
 from medvlp_jax import step as steps
 from medvlp_jax.checkpoint import Checkpoints
 from medvlp_jax.data import pipeline
+from medvlp_jax.data.kept import KeptSource
 from medvlp_jax.evaluate import score_run, untrained_scores
 from medvlp_jax.goodput import Goodput
 from medvlp_jax.metrics import Console, ExampleLog, MetricWriter, Progress, check_finite, clock, spent_line
@@ -109,7 +110,7 @@ def _run(config: Any, workdir: Path, command: str, spent: Goodput) -> dict[str, 
     # -- the loop
     number, pending = first_step, None
     batches = pipeline.train_batches(
-        parts.train,
+        KeptSource(parts.train, config.data.memory_mib) if config.data.memory_mib else parts.train,
         parts.augment,
         batch_size=config.batch_size,
         seed=config.seed,

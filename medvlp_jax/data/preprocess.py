@@ -204,6 +204,10 @@ def decode_grey(data: bytes) -> NDArray[np.uint8]:
     return image if image.dtype == np.uint8 else images.to_uint8(image)
 
 
+def _is_kept(image: Any) -> bool:
+    return isinstance(image, np.ndarray) and image.ndim == 2 and not image.flags.writeable
+
+
 def _pixels(example: Example, op: str) -> NDArray[np.uint8]:
     image = example.get("image")
     if not isinstance(image, np.ndarray) or image.ndim != 2:
@@ -217,9 +221,11 @@ def _on_pixels(op: str, change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 @register("decode")
 def decode() -> Step:
-    """Encoded bytes -> grey uint8 [H, W]; see `decode_grey`."""
+    """Encoded bytes -> grey uint8 [H, W]; see `decode_grey`. Images of `kept.KeptSource` are so already."""
 
     def step(example: Example, rng: np.random.Generator) -> Example:
+        if _is_kept(example.get("image")):
+            return example
         if not isinstance(example.get("image"), bytes):
             raise ValueError("decode needs encoded image bytes: use it once, first")
         example["image"] = decode_grey(example["image"])
