@@ -291,9 +291,7 @@ def small(config: ConfigDict) -> None:
     config.text.weights = "phantom" if phantom and config.text.trained else "auto"
     config.text.pooling = "mean"
     config.text.max_length = 128
-    config.model.dtype = "float32"
-    # A cached tower is run once; in bfloat16 it takes half the time where the processor has products of that type.
-    config.text.dtype = "bfloat16" if config.text.cache else "float32"
+    config.model.dtype = config.text.dtype = "float32"
     config.text.remat = False
     sizes = dict(vit="Ti/16", width=64, layers=3, heads=2, hidden=128, patch=16, image=config.image.size)
     if "vit" not in config.model.trunk:
