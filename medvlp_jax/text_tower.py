@@ -229,7 +229,7 @@ def encode_function(tower: TextTower) -> Callable[..., np.ndarray]:
 
 def texts_at_a_time() -> int:
     """Texts in a batch outside of training: on CPUs so few that the activations of a layer stay in cache."""
-    return 32 if jax.default_backend() == "cpu" else 256
+    return 32 if jax.default_backend() == "cpu" else 64
 
 
 def encode_all(encode: Callable[[Sequence[str]], Any], texts: Sequence[str]) -> Any:

@@ -24,10 +24,11 @@ class KeptSource:
         if budget_mib < 0:
             raise ValueError(f"data.memory_mib={budget_mib} must be 0 (keep nothing) or more.")
         self.source, self.name, self.split = source, source.name, source.split
+        self.budget_mib = budget_mib
         self._left, self._kept = budget_mib * 2**20, {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_left": self._left + sum(map(_size, self._kept.values())), "_kept": {}}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return KeptSource, (self.source, self.budget_mib)
 
     def __len__(self) -> int:
         return len(self.source)

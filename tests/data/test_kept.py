@@ -37,8 +37,9 @@ class Whole(Records):
         self.read = [0] * 5
 
 
-def batches(source, ops="decode|views(2, size=32, rotate=5, contrast=0.2)", count=4, **settings):
-    stream = pipeline.train_batches(source, preprocess.build(ops), batch_size=2, seed=3, num_threads=2, **settings)
+def batches(source, count):
+    augment = preprocess.build("decode|views(2, size=32, rotate=5, contrast=0.2)")
+    stream = pipeline.train_batches(source, augment, batch_size=2, seed=3, num_threads=2)
     return [next(stream) for _ in range(count)]
 
 
