@@ -172,7 +172,7 @@ def base() -> ConfigDict:
     config.text.cache = True
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "adamw"  # adamw, adam or sgd
+    config.optimizer.name = "adamw"  # adamw, adam, sgd or muon
     config.optimizer.learning_rate = 2e-4
     # "REGEX=FACTOR" over parameter paths, first match: rates that differ; 0 holds parameters as they are.
     config.optimizer.rates = ()

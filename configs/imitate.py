@@ -80,7 +80,9 @@ def released(config):
 def small(config):
     """The small sizes that methods share (`common.small`), and IMITATE's own."""
     common.small(config)
-    config.total_steps = 2700
+    if config.preset == "fixed":
+        config.total_steps = 1400
+        config.optimizer.name, config.optimizer.learning_rate = "muon", 1e-2
     config.optimizer.rates = ("[a-z]+_head/.*=0.3",)  # of text and diagnosis; the read branch keeps the trunk's rate
     config.model.read.update(dict(keep=(0.5, 0.5, 0.5, 0.5), grid=6, tokens=96, hidden=128))
     config.model.diagnosis_hidden = 128

@@ -8,10 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 SCHEDULES = ("cosine", "warm_restarts", "waves", "constant")
 DECAY_MASKS = ("matrices", "all")
-OPTIMIZERS = ("adamw", "adam", "sgd")
+OPTIMIZERS = ("adamw", "adam", "sgd", "muon")
+MUON_RMS = 0.2  # of a kernel's update per rate: what AdamW's has, so that rates and decay carry over
 
 
 def schedule(config: Any, total_steps: int) -> optax.Schedule:
@@ -95,6 +97,22 @@ def decay_mask(params: Any, rule: str) -> Any:
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
+def kernel_axes(params: Any) -> Any:
+    """Which axes of a kernel are its inputs and which its outputs, as Muon takes them; None for what is no kernel.
+
+    Convolutions sum over their windows and channels; the projections of attention have one output axis per head.
+    """
+
+    def axes(path, leaf):
+        names = [getattr(key, "key", "") for key in path]
+        if leaf.ndim < 2 or names[-1] != "kernel":
+            return None
+        inputs = 1 if names[-2] in ("query", "key", "value") else leaf.ndim - 1
+        return optax.contrib.MuonDimensionNumbers(tuple(range(inputs)), tuple(range(inputs, leaf.ndim)))
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
 def rate_factors(params: Any, rates: Sequence[str]) -> Any:
     """What the learning rate of every parameter is multiplied by; 0: it is held as it is.
 
@@ -148,8 +166,10 @@ def optimizer(config: Any, total_steps: int) -> optax.GradientTransformation:
     """The optimizer of `config.optimizer`, with optional clipping by global norm (`clip_norm=0` is off).
 
     `adamw`: decay apart from the gradient. `adam`: decay added to the gradient, as torch's Adam does. `sgd`: momentum
-    `betas[0]`, decay added to the gradient, as torch's SGD does. `rates` slow parameters down or hold them; what is
-    held has no moments and does not decay.
+    `betas[0]`, decay added to the gradient, as torch's SGD does. `muon`: kernels move along their momentum made
+    orthogonal, scaled to the size of AdamW's updates (arXiv 2502.16982, section 2.2), everything else by AdamW with
+    Nesterov's momentum; decay apart from the gradient. `rates` slow parameters down or hold them; what is held has no
+    moments and does not decay.
 
     Raises: ValueError as `schedule` and `rate_factors`, for an unknown name, or for a negative `clip_norm`.
     """
@@ -161,6 +181,17 @@ def optimizer(config: Any, total_steps: int) -> optax.GradientTransformation:
     mask = lambda params: decay_mask(params, config.decay_mask)  # noqa: E731
     if config.name == "adamw":
         rule = optax.adamw(rate, **betas, weight_decay=config.weight_decay, mask=mask)
+    elif config.name == "muon":
+        rule = optax.contrib.muon(
+            rate,
+            weight_decay=config.weight_decay,
+            weight_decay_mask=mask,
+            adam_b1=config.betas[0],
+            adam_b2=config.betas[1],
+            adam_weight_decay=config.weight_decay if config.decay_mask == "all" else 0.0,
+            muon_weight_dimension_numbers=kernel_axes,
+            consistent_rms=MUON_RMS,
+        )
     else:
         core = optax.adam(rate, **betas) if config.name == "adam" else optax.sgd(rate, momentum=config.betas[0])
         rule = optax.chain(optax.add_decayed_weights(config.weight_decay, mask), core)

@@ -234,8 +234,55 @@ def test_decay_of_adam_and_sgd_enters_the_gradient_as_in_torch():
             updates, state = tx.update({"kernel": jnp.asarray(grad)}, state, params)
             params = optax.apply_updates(params, updates)
         np.testing.assert_allclose(params["kernel"], weight.detach().numpy(), rtol=1e-5, err_msg=name)
-    with pytest.raises(ValueError, match=r"optimizer.name='lion' is unknown. Choose one of adamw, adam, sgd"):
+    with pytest.raises(ValueError, match=r"optimizer.name='lion' is unknown. Choose one of adamw, adam, sgd, muon"):
         optim.optimizer(config(name="lion"), 10)
+
+
+def orthogonal(matrix):
+    """Five steps of Newton-Schulz in float64, as Muon's authors publish them; singular values end near one."""
+    x = matrix / np.linalg.norm(matrix)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
+def test_muon_by_hand():
+    random = np.random.default_rng(0)
+    shapes = {
+        "conv": {"kernel": (3, 3, 4, 5), "bias": (5,)},
+        "query": {"kernel": (6, 2, 4)},  # to heads
+        "out": {"kernel": (2, 4, 6)},  # from heads
+    }
+    matrices = {"conv": (36, 5), "query": (6, 8), "out": (8, 6)}
+    draw = lambda: jax.tree.map(random.standard_normal, shapes, is_leaf=lambda x: isinstance(x, tuple))  # noqa: E731
+    start, grads = draw(), [draw() for _ in range(3)]
+    fields = {"learning_rate": 0.1, "schedule": "constant", "weight_decay": 0.3, "decay_mask": "matrices"}
+    tx = optim.optimizer(config(name="muon", **fields), 10)
+    params = jax.tree.map(jnp.float32, start)
+    state = tx.init(params)
+    with jax.default_matmul_precision("highest"):
+        for grad in grads:
+            updates, state = tx.update(jax.tree.map(jnp.float32, grad), state, params)
+            params = optax.apply_updates(params, updates)
+    for name, flat in matrices.items():
+        weight, momentum = start[name]["kernel"].reshape(flat), np.zeros(flat)
+        for t, grad in enumerate(grads, start=1):
+            gradient = grad[name]["kernel"].reshape(flat)
+            momentum = 0.95 * momentum + 0.05 * gradient
+            ahead = 0.95 * momentum / (1 - 0.95 ** (t + 1)) + 0.05 * gradient / (1 - 0.95**t)
+            step = 0.2 * np.sqrt(max(flat)) * orthogonal(ahead)
+            weight = weight - 0.1 * (step + 0.3 * weight)
+        np.testing.assert_allclose(params[name]["kernel"].reshape(flat), weight, rtol=1e-4, atol=1e-5, err_msg=name)
+    # What is no kernel moves by AdamW, with its size of steps, and decays under the rule `all` alone.
+    assert 0.05 < np.abs(params["conv"]["bias"] - start["conv"]["bias"]).max() < 0.4
+    zero = jax.tree.map(jnp.zeros_like, params)
+    for rule, left in (("matrices", 1.0), ("all", 1 - 0.1 * 0.3)):
+        tx = optim.optimizer(config(name="muon", **{**fields, "decay_mask": rule}), 10)
+        updates, _ = tx.update(zero, tx.init(params), params)
+        after = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(after["conv"]["bias"], left * params["conv"]["bias"], rtol=1e-5)
+        np.testing.assert_allclose(after["conv"]["kernel"], 0.97 * params["conv"]["kernel"], rtol=1e-5)
 
 
 RATES = ("conv/.*=0", "norm/scale=0.1", "(norm|conv)/bias=0.5")

@@ -149,11 +149,12 @@ def _miou(mask_SxS: NDArray[np.bool_], heat_SxS: NDArray) -> float:
     if high <= low or not mask_SxS.any():
         return np.nan
     scaled_SxS = 2 * (heat_SxS - low) / (high - low) - 1
+    boxed, inside = np.count_nonzero(mask_SxS), scaled_SxS[mask_SxS]
     values = []
     for threshold in THRESHOLDS:
-        predicted = scaled_SxS > threshold
-        if predicted.any():
-            values.append((predicted & mask_SxS).sum() / (predicted | mask_SxS).sum())
+        if predicted := np.count_nonzero(scaled_SxS > threshold):
+            hit = np.count_nonzero(inside > threshold)
+            values.append(hit / (predicted + boxed - hit))
     return float(np.mean(values)) if values else np.nan
 
 
