@@ -4,12 +4,14 @@ The only module that imports CLU, and through it TensorFlow when that is install
 are written by tensorboardX.
 """
 
+import collections
 import importlib.util
 import json
 import math
 import os
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -117,25 +119,40 @@ def _event_writer(workdir: Path) -> Any:
 
 
 class _CluEvents:
+    """CLU's writer. A thread of its own opens it, because TensorFlow's import takes seconds, and calls it in order."""
+
     def __init__(self, workdir: Path):
         # TensorFlow greets on stderr unless told otherwise before its import.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="events")
+        self._waiting = collections.deque([self._thread.submit(self._open, workdir)])
+
+    def _open(self, workdir: Path) -> None:
         from clu import metric_writers  # imports TensorFlow
 
-        self._writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir)))
+        self._writer = metric_writers.SummaryWriter(str(workdir))
+
+    def _call(self, name: str, *args: Any) -> None:
+        """Has the thread call the writer behind all earlier calls. Raises: what one of those raised."""
+        while self._waiting and self._waiting[0].done():
+            self._waiting.popleft().result()
+        self._waiting.append(self._thread.submit(lambda: getattr(self._writer, name)(*args)))
 
     def scalars(self, step, values):
-        self._writer.write_scalars(step, values)
+        self._call("write_scalars", step, values)
 
     def images(self, step, images):
-        self._writer.write_images(step, images)
+        self._call("write_images", step, images)
 
     def hyperparameters(self, values):
-        self._writer.write_hparams(dict(values))
+        self._call("write_hparams", dict(values))
 
     def close(self):
-        self._writer.close()
+        self._call("close")
+        self._thread.shutdown()
+        for call in self._waiting:
+            call.result()
 
 
 class _TensorboardXEvents:

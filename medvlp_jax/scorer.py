@@ -85,11 +85,14 @@ class Scorer:
         @functools.cache
         def features(name: str) -> Features:
             scored = name == split  # probes need no texts of what they learn from, and one vector of its images
+            validation = name == self.parts.config.data.eval_split
             return self._features(
                 variables,
                 name,
-                with_aligned=scored or name == self.parts.config.data.eval_split,
-                with_text=scored,
+                with_aligned=scored or validation,
+                # Of the validation split no evaluator needs them; where they cost nothing, the program is then the one
+                # that scores this split during training.
+                with_text=scored or (validation and self.parts.config.text.cache),
                 with_regions=scored and with_regions,
             )
 

@@ -77,6 +77,7 @@ def _run(config: Any, workdir: Path, command: str, spent: Goodput) -> dict[str, 
     # -- restore, or start
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
     first_step = checkpoints.latest_step() or 0
+    writer = MetricWriter(workdir, resume_step=first_step, write=main_process)  # opens beside what follows
     if first_step:
         with spent.spend("restore"):
             state, meta = checkpoints.restore(first_step, target), checkpoints.meta(first_step)
@@ -87,7 +88,6 @@ def _run(config: Any, workdir: Path, command: str, spent: Goodput) -> dict[str, 
     count = optim.count_learning(state["params"], config.optimizer.rates)
     say(f"model     {count:,} trainable parameters, {config.model.dtype} compute")
 
-    writer = MetricWriter(workdir, resume_step=first_step, write=main_process)
     writer.hyperparameters(configs.flat(config))
     consumed = ExampleLog(workdir, resume_step=first_step) if config.log_examples and main_process else None
     progress = Progress(total_steps=parts.total_steps, batch_size=config.batch_size, views=config.image.views)

@@ -14,7 +14,7 @@ class Features(NamedTuple):
     """A split in the towers' spaces, NumPy, in record order, padding cut off: N images, computed once and shared.
 
     image, text: per text section N×D vectors of images (one evaluation view) and of their own texts, any scale; texts
-      of the scored split alone.
+      of the scored split, of others perhaps.
     pooled_NxC: trunk features before any projection. pixels_NxP: the view itself, small and flattened, 0..1.
     regions: per section M×h×w×D vectors of the image regions of the M records that have boxes. boxed_M: their rows.
     fields: batch fields that are neither pixels nor tokens: `labels` N×14, `has_findings`, `impression_hash`,

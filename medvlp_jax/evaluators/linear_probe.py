@@ -27,6 +27,7 @@ from medvlp_jax.evaluators.truth import Truth, averaged, judged, truth_of
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # of the inverse L2 penalty, chosen by mean AUC on validation
 PIXEL_COMPONENTS = 60
+NEWTON_WIDTH = 512  # up to so many features a fit solves for all of them in every step; else it follows gradients
 PROTOCOL = (
     "Frozen encoder in evaluation mode; pooled trunk features of one evaluation view, standardised by the "
     "training images; one logistic regression (scikit-learn, L2) per finding, no encoder update. Its strength is "
@@ -158,9 +159,10 @@ def _fits(train_nxC: NDArray, learnt: Mapping[str, Truth]) -> dict[float, dict[s
     images, width = train_nxC.shape
     basis_Cxn = np.linalg.qr(train_nxC.T)[0] if images < width else None
     seen = train_nxC if basis_Cxn is None else train_nxC @ basis_Cxn
+    solver = "newton-cholesky" if seen.shape[1] <= NEWTON_WIDTH else "lbfgs"
 
     def fit(truth: Truth) -> list[Linear]:
-        model = LogisticRegression(max_iter=200, tol=1e-3, warm_start=True)
+        model = LogisticRegression(solver=solver, max_iter=200, tol=1e-3, warm_start=True)
         found = []
         for strength in STRENGTHS:
             model.set_params(C=strength).fit(seen[truth.keep_N], truth.truth_N[truth.keep_N])

@@ -164,11 +164,18 @@ def spline(points, samples: int = 8, *, closed: bool = True) -> np.ndarray:
 
 def ribbon(path_Nx2: np.ndarray, half_width) -> np.ndarray:
     """Outline [..., 2N, 2] of a band along the path(s) [..., N, 2]; `half_width` is a scalar or [..., N]."""
-    padded = np.concatenate([path_Nx2[..., :1, :], path_Nx2, path_Nx2[..., -1:, :]], axis=-2)
-    tangent = padded[..., 2:, :] - padded[..., :-2, :]
-    normal = tangent[..., ::-1] * (-1.0, 1.0)
-    step = normal * (np.asarray(half_width) / (np.hypot(tangent[..., 0], tangent[..., 1]) + 1e-9))[..., None]
-    return np.concatenate([path_Nx2 + step, (path_Nx2 - step)[..., ::-1, :]], axis=-2)
+    count = path_Nx2.shape[-2]
+    tangent = np.empty(path_Nx2.shape)
+    np.subtract(path_Nx2[..., 2:, :], path_Nx2[..., :-2, :], out=tangent[..., 1:-1, :])
+    tangent[..., 0, :] = path_Nx2[..., 1, :] - path_Nx2[..., 0, :]
+    tangent[..., -1, :] = path_Nx2[..., -1, :] - path_Nx2[..., -2, :]
+    tangent *= (half_width / (np.hypot(tangent[..., 0], tangent[..., 1]) + 1e-9))[..., None]
+    outline = np.empty((*path_Nx2.shape[:-2], 2 * count, 2))
+    there, back = outline[..., :count, :], outline[..., : count - 1 : -1, :]
+    for axis, across in ((0, tangent[..., 1]), (1, -tangent[..., 0])):
+        np.subtract(path_Nx2[..., axis], across, out=there[..., axis])
+        np.add(path_Nx2[..., axis], across, out=back[..., axis])
+    return outline
 
 
 def ellipse(center, radii, angle: float = 0.0, *, wobble=None, samples: int = 40) -> np.ndarray:
@@ -199,6 +206,7 @@ class Anatomy:
         self.mediastinum_scale = mediastinum * body.mediastinum * (1.08 if pose.view == "AP" else 1.0)
         self.lift = {"right": 0.0, "left": 0.0, **(lift or {})}
         self.rib_breaks = rib_breaks
+        self._ribs: dict[str, np.ndarray] = {}  # posterior ones by side; the anterior ones begin at their ends
         self.apex_y = 0.105 - 0.01 * pose.inspiration
         self.lung_height = 0.625 * body.height * (1 + 0.075 * pose.inspiration)
 
@@ -297,7 +305,9 @@ class Anatomy:
         return spline([(s * (x + shift), y) for x, y in points], 4)
 
     def posterior_ribs(self, side: str) -> np.ndarray:
-        """Paths [RIB_COUNT, 25, 2] from the spine to the lateral wall."""
+        """Paths [RIB_COUNT, 25, 2] from the spine to the lateral wall; read-only."""
+        if side in self._ribs:
+            return self._ribs[side]
         t = ticks(0, 1, 25)[None]
         i = np.arange(RIB_COUNT)[:, None]
         start = 0.085 + self.body.rib_phase + (0.0585 + 0.0012 * i) * i * (0.6 + 0.4 * self.lung_height / 0.625)
@@ -310,6 +320,8 @@ class Anatomy:
             if fracture.side == side:
                 beyond = np.maximum(0, t[0] - fracture.at) / (1 - fracture.at)
                 paths[fracture.index, :, 1] += fracture.offset * (beyond > 0) * (1 - 0.7 * beyond)
+        paths.flags.writeable = False
+        self._ribs[side] = paths
         return paths
 
     def anterior_ribs(self, side: str) -> np.ndarray:

@@ -20,21 +20,27 @@ class Canvas:
         self._linear = np.array([[c, -s], [s, c]])
         self._offset = np.array([0.5, 0.5]) + pose.shift
         self.zoom = pose.zoom
+        self._frames: dict[tuple[float, float], tuple[np.ndarray, np.ndarray]] = {}
 
     def film(self, points, scale: float = 1.0, start: float = 0.0) -> np.ndarray:
         """Patient frame [..., 2] to film coordinates (x to the right, y down): 0..1 times `scale` plus `start`."""
         points = np.asarray(points, np.float64)
-        x, y = points[..., 0], points[..., 1]
-        out = np.empty_like(points)
-        for axis in (0, 1):
-            a, b = (scale * self._linear[axis]).tolist()
-            out[..., axis] = a * x + b * y + (scale * float(self._offset[axis]) - 0.5 * b + start)
-        return out
+        turn, offset = self._frames.get((scale, start)) or self._frame(scale, start)
+        out = np.dot(points.reshape(-1, 2), turn)  # one product of all points; of planes of them it is slower
+        out += offset
+        return out.reshape(points.shape)
+
+    def _frame(self, scale: float, start: float) -> tuple[np.ndarray, np.ndarray]:
+        """What `film` multiplies by and adds, kept for the next curve."""
+        offset = scale * (self._offset - 0.5 * self._linear[:, 1]) + start
+        self._frames[scale, start] = np.ascontiguousarray(scale * self._linear.T), offset
+        return self._frames[scale, start]
 
     def fixed(self, points, size: int | None = None) -> np.ndarray:
         """Patient frame [..., 2] to OpenCV's fixed-point pixels, int32; pixel centres are whole numbers."""
         one = 1 << _SHIFT
-        return np.rint(self.film(points, (size or self.size) * one, -0.5 * one)).astype(np.int32)
+        pixels = self.film(points, (size or self.size) * one, -0.5 * one)
+        return np.rint(pixels, out=pixels).astype(np.int32)
 
     def fill(self, plane: np.ndarray, points, level: int = 255) -> np.ndarray:
         """Draws a filled, antialiased polygon into the plane, in place."""
@@ -57,7 +63,7 @@ class Canvas:
         level = np.asarray(levels) * np.minimum(1.0, pixels / thickness)
         style = thickness.astype(int) * 256 + np.minimum(255, 16 * np.rint(level / 16)).astype(int)
         fixed = self.fixed(paths, plane.shape[0])
-        for value in np.unique(style).tolist():  # one call per style; thicker and brighter ones on top
+        for value in sorted(set(style.tolist())):  # one call per style; thicker and brighter ones on top
             cv2.polylines(plane, list(fixed[style == value]), closed, value % 256, value // 256, cv2.LINE_AA, _SHIFT)
         return plane
 

@@ -140,18 +140,27 @@ class Chest:
         x *= 1 + c.clouds(self.rng, (6, 0.05), (22, 0.028))
         if pose.scatter > 0.01:
             small = cv2.resize(x, (32, 32), interpolation=cv2.INTER_AREA)
-            x = x * (1 - pose.scatter) + pose.scatter * c.enlarge(soften(small, 5.0))
+            x *= 1 - pose.scatter
+            spread = c.enlarge(soften(small, 5.0))
+            spread *= pose.scatter
+            x += spread
         ramp = np.linspace(-1, 1, size, dtype=np.float32)
         gain = pose.exposure * (1 + pose.heel[0] * ramp[None] + pose.heel[1] * ramp[:, None])
-        x = x * (-1.25 * gain)
-        film = 1 - cv2.exp(x)
+        x *= -1.25 * gain
+        film = cv2.exp(x)
+        np.subtract(1, film, out=film)
         # Grain is finer than a pixel of a small image, so averaging makes small images less noisy.
         strength = 0.024 * pose.noise * min(1.0, size / 256) ** 0.5
-        film += strength * grain(self.rng, size) * (1.2 - 0.6 * film)
+        speckle = strength * grain(self.rng, size)
+        speckle *= 1.2 - 0.6 * film
+        film += speckle
         black, contrast = pose.window
-        film = (film - black) * contrast
+        film -= black
+        film *= contrast
         self._collimate(film)
-        return (np.clip(film, 0, 1) * 255).astype(np.uint8)
+        np.clip(film, 0, 1, out=film)
+        film *= 255
+        return film.astype(np.uint8)
 
     def _collimate(self, film: np.ndarray) -> None:
         pose, size = self.anatomy.pose, self.canvas.size
