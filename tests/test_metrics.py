@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+from concurrent.futures import wait
 
 import numpy as np
 import pytest
@@ -135,6 +136,33 @@ def test_event_files(tmp_path, writer):
     assert math.isnan(scalars["loss", 6])
     assert any(tag.startswith("views") for tag in others)
     assert any("hparams" in tag for tag in others)
+
+
+def test_what_the_event_thread_meets_is_raised_by_the_next_call_or_at_the_end(tmp_path, monkeypatch):
+    class Full:
+        def write_scalars(self, step, values):
+            raise OSError(28, "No space left on device")
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(metrics._CluEvents, "_open", lambda self, workdir: setattr(self, "_writer", Full()))
+    events = metrics._CluEvents(tmp_path)
+    events.scalars(1, {"loss": 1.0})
+    with pytest.raises(OSError, match="No space left"):
+        events.close()
+    events = metrics._CluEvents(tmp_path)
+    events.scalars(1, {"loss": 1.0})
+    wait(events._waiting)
+    with pytest.raises(OSError, match="No space left"):
+        events.scalars(2, {"loss": 1.0})
+
+    def absent(self, workdir):
+        raise ImportError("no TensorFlow")
+
+    monkeypatch.setattr(metrics._CluEvents, "_open", absent)
+    with pytest.raises(ImportError, match="no TensorFlow"):
+        metrics._CluEvents(tmp_path).close()
 
 
 def test_writer_by_what_is_installed(tmp_path, monkeypatch):
