@@ -161,7 +161,7 @@ def data(tmp_path_factory):
 
 
 # Four steps of eight cross the end of an epoch.
-SHORT = {"data.train_split": "train[:20]", "log_examples": True}
+SHORT = {"data.train_split": "train[:20]", "log_examples": True, **tiny.MUON}
 UNSCORED = {"final_evaluators": "()"}
 IN_ORDER = {"steps out of order": 0, "repeated within an epoch": 0, "skipped within an epoch": 0}
 TWO_OF_FOUR = ["bash", "launch/local_multiprocess.sh", "2", "--devices", "4", "--logs"]
@@ -207,10 +207,10 @@ def test_resume_on_devices_that_do_not_divide_the_batch(data, one_device, tmp_pa
 
 @pytest.mark.devices
 def test_eight_devices_resume_bit_identically(data, tmp_path):
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    tiny.run(tiny.command(data, whole, **UNSCORED), devices=8)
-    tiny.run(tiny.command(data, halves, total_steps=2, **UNSCORED), devices=8)
-    tiny.run(tiny.command(data, halves, **UNSCORED), devices=8)
+    whole, halves, more = tmp_path / "whole", tmp_path / "halves", {**UNSCORED, **tiny.MUON}
+    tiny.run(tiny.command(data, whole, **more), devices=8)
+    tiny.run(tiny.command(data, halves, total_steps=2, **more), devices=8)
+    tiny.run(tiny.command(data, halves, **more), devices=8)
     expected, got = tiny.parameters(whole, 4), tiny.parameters(halves, 4)
     for name, value in expected.items():
         np.testing.assert_array_equal(got[name], value, err_msg=name)

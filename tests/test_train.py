@@ -1,5 +1,6 @@
 """Whole runs through the command line: finishing, resuming after a kill, stopping, refusing, on one device."""
 
+import functools
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from medvlp_jax.goodput import USES
 from medvlp_jax.train import train
 
 pytestmark = pytest.mark.slow
+command = functools.partial(tiny.command, **tiny.MUON)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def finished(data, tmp_path_factory):
     """A run of eight steps, and its folder."""
     workdir = tmp_path_factory.mktemp("finished")
     more = {"final_evaluators": tiny.ALL_EVALUATORS, "report": True}
-    return tiny.run(tiny.command(data, workdir, total_steps=8, **more), frameworks=True), workdir
+    return tiny.run(command(data, workdir, total_steps=8, **more), frameworks=True), workdir
 
 
 def test_run_folder_and_scores(finished):
@@ -76,7 +78,7 @@ def test_run_folder_and_scores(finished):
 
 def test_killed_and_resumed_run_is_bit_identical(data, finished, tmp_path):
     _, whole = finished
-    arguments = tiny.command(data, tmp_path, total_steps=8, final_evaluators="()")
+    arguments = command(data, tmp_path, total_steps=8, final_evaluators="()")
     with subprocess.Popen(
         arguments, cwd=tiny.REPOSITORY, env=tiny.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
@@ -100,7 +102,7 @@ def test_killed_and_resumed_run_is_bit_identical(data, finished, tmp_path):
 
 
 def test_sigterm_saves_and_exits_cleanly(data, tmp_path):
-    arguments = tiny.command(data, tmp_path, total_steps=100000, checkpoint_every_steps=0)
+    arguments = command(data, tmp_path, total_steps=100000, checkpoint_every_steps=0)
     with subprocess.Popen(
         arguments, cwd=tiny.REPOSITORY, env=tiny.environment(), stdout=subprocess.PIPE, text=True
     ) as process:
@@ -119,7 +121,7 @@ def test_sigterm_saves_and_exits_cleanly(data, tmp_path):
 
 def test_full_disk_is_named_and_the_run_goes_on_when_there_is_space(data, small_disk):
     workdir = small_disk / "run"
-    arguments = tiny.command(data, workdir, total_steps=16, keep_checkpoints=9, final_evaluators="()")
+    arguments = command(data, workdir, total_steps=16, keep_checkpoints=9, final_evaluators="()")
     done = tiny.run(arguments, check=False)
     assert done.returncode == 2, done.stderr
     assert "no space left on the device. Free space, lower keep_checkpoints" in done.stderr
@@ -136,22 +138,22 @@ def test_evaluation_alone_repeats_the_scores_and_takes_several_checkpoints(data,
     _, workdir = finished
     before = json.loads((workdir / "scores.json").read_text())
     more = {"final_evaluators": tiny.ALL_EVALUATORS, "total_steps": 8}
-    done = tiny.run(tiny.command(data, workdir, "--mode", "eval", "--checkpoints", "6,8", **more))
+    done = tiny.run(command(data, workdir, "--mode", "eval", "--checkpoints", "6,8", **more))
     assert [line.split("step ")[1] for line in done.stdout.splitlines() if line.startswith("Scores on")] == ["6", "8"]
     assert {path.name for path in (workdir / "scores").iterdir()} >= {"6.json", "8.json"}
     assert json.loads((workdir / "scores.json").read_text()) == before
     with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 7.*8"):
-        evaluate(tiny.make_config(data, total_steps=8), workdir, checkpoint_steps=(7,))
-    refuse(tiny.command(data, workdir, "--mode", "eval", "--checkpoints", "last", total_steps=8), "must be 'all' or")
+        evaluate(tiny.make_config(data, total_steps=8, **tiny.MUON), workdir, checkpoint_steps=(7,))
+    refuse(command(data, workdir, "--mode", "eval", "--checkpoints", "last", total_steps=8), "must be 'all' or")
 
 
 def test_patients_of_training_are_refused_as_a_test_set(data, finished):
     _, workdir = finished
     overlap = {"data.test_split": "train[:6]", "total_steps": 8}
     with pytest.raises(ValueError, match=r"are also in the training split.*allow_patient"):
-        evaluate(tiny.make_config(data, **overlap), workdir)
+        evaluate(tiny.make_config(data, **overlap, **tiny.MUON), workdir)
     allowed = {**overlap, "evaluation.allow_patient_overlap": True}
-    tiny.run(tiny.command(data, workdir, "--mode", "eval", **allowed))
+    tiny.run(command(data, workdir, "--mode", "eval", **allowed))
     scores = json.loads((workdir / "scores.json").read_text())
     assert scores["patients_shared_with_training"] == scores["patients"] > 0
     assert scores["step"] == 8  # the newest
@@ -167,7 +169,7 @@ def refuse(arguments, *words):
 
 def test_other_config_in_the_same_folder(data, finished):
     _, workdir = finished
-    other = tiny.command(data, workdir, total_steps=8, **{"optimizer.learning_rate": 0.5})
+    other = command(data, workdir, total_steps=8, **{"optimizer.learning_rate": 0.5})
     refuse(other, "belongs to another config", "optimizer.learning_rate", "0.5")
 
 
@@ -184,7 +186,7 @@ def test_data_that_is_not_prepared(tmp_path):
 
 
 def test_unknown_config_words(data, tmp_path):
-    arguments = tiny.command(data, tmp_path)
+    arguments = command(data, tmp_path)
     done = tiny.run([*arguments, "--config.totl_steps=3"], check=False)
     assert done.returncode != 0
     assert "totl_steps" in done.stderr
@@ -194,13 +196,13 @@ def test_unknown_config_words(data, tmp_path):
 
 
 def test_loss_that_explodes_names_step_and_terms(data, tmp_path):
-    arguments = tiny.command(data, tmp_path, total_steps=60, **{"optimizer.learning_rate": 1e30})
+    arguments = command(data, tmp_path, total_steps=60, **{"optimizer.learning_rate": 1e30})
     refuse(arguments, "NonFiniteError", "Step ", "is not finite", "learning_rate")
 
 
 def test_a_run_with_parts_and_a_ring(data, tmp_path):
     more = {"micro_batches": 2, "pairs.schedule": "ring", "total_steps": 2, "final_evaluators": "()"}
-    done = tiny.run(tiny.command(data, tmp_path / "run", **more), devices=2)
+    done = tiny.run(command(data, tmp_path / "run", **more), devices=2)
     assert "pairs     ring, as configured" in done.stdout
     assert sorted(tiny.losses(tmp_path / "run")) == [1, 2]
     more["pairs.schedule"] = "rings"

@@ -105,6 +105,9 @@ def blotches(seed: int, height: int = 120, width: int = 100) -> np.ndarray:
 ALL_EVALUATORS = "('validation_loss', 'retrieval', 'zero_shot', 'linear_probe', 'knn', 'grounding')"
 
 
+# IMITATE's small size takes Muon, whose programs compile longer; most tests of it do without.
+ADAMW = {"optimizer.name": "adamw", "optimizer.learning_rate": 3e-3}
+MUON = {"optimizer.name": "muon", "optimizer.learning_rate": 1e-2}
 TRAINED_TEXT = {"trained": True, "cache": False}  # of `config.text`, for methods whose small sizes hold their tower
 
 
@@ -143,7 +146,7 @@ def make_config(data: Path, **more: object) -> ConfigDict:
     config = imitate.get_config("demo")
     with config.unlocked():
         # Tuples are written as the command line takes them.
-        written = overrides(data, **more).items()
+        written = overrides(data, **{**ADAMW, **more}).items()
         fields = {n: ast.literal_eval(v) if isinstance(v, str) and v.startswith("(") else v for n, v in written}
         config.update_from_flattened_dict(fields)
     return config
@@ -175,6 +178,7 @@ def command(
     data: Path, workdir: Path, *flags: str, method: str = "imitate", arg: str = "demo", **more: object
 ) -> list[str]:
     """The command line of a tiny run."""
+    more = {**ADAMW, **more} if method == "imitate" else more
     fields = [f"--config.{name}={value}" for name, value in overrides(data, **more).items()]
     config = ["--config", f"configs/{method}.py:{arg}", "--workdir", str(workdir)]
     return [sys.executable, "-m", "medvlp_jax.main", *config, *fields, *flags]

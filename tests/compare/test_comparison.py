@@ -385,7 +385,7 @@ def test_only_what_is_apart_is_marked_as_best(made_up, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_two_methods_are_trained_reused_and_a_failing_run_is_named(tmp_path):
     data, out = tiny.make_data(tmp_path / "data"), tmp_path / "c"
-    fields = tiny.overrides(data, final_evaluators="('retrieval',)", **{"optimizer.schedule": "cosine"})
+    fields = tiny.overrides(data, final_evaluators="('retrieval',)", **{"optimizer.schedule": "cosine"}, **tiny.ADAMW)
     del fields["total_steps"]
     asked = [sys.executable, "-m", "medvlp_jax.compare", "--configs", "imitate,m_flag", "--budget", "3steps"]
     asked += ["--out", str(out), *(f"--config.{name}={value}" for name, value in fields.items())]

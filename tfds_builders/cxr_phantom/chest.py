@@ -178,7 +178,7 @@ def marker(pose: Pose, size: int) -> tuple[tuple[int, int, int, int], np.ndarray
     at = -x if pose.image_seed % 2 else x
     pixels = max(5, round(height * size * 1.4))
     row, column = round(y * size), round((0.5 + at) * size) - pixels // 2
-    row, column = (int(np.clip(v, 0, size - pixels)) for v in (row, column))
+    row, column = (min(max(v, 0), size - pixels) for v in (row, column))
     letter = cv2.resize(_glyph("R" if pose.image_seed % 2 else "L"), (pixels, pixels), interpolation=cv2.INTER_AREA)
     return (row, column, row + pixels, column + pixels), letter
 
