@@ -342,20 +342,30 @@ class Anatomy:
 
     def vessel_tree(self, side: str) -> tuple[np.ndarray, np.ndarray]:
         """Arteries and veins fanning out from the hilum: paths [P, 7, 2] and their widths [P] at the hilum end."""
-        rng = stream(self.body.vessel_seed, 1 if side == "right" else 2)
-        trunks, twigs = 14, 5
-        angle = ticks(-1.3, 1.45, trunks) + rng.normal(0, 0.10, trunks)
-        length, width = rng.uniform(0.5, 0.95, trunks), rng.uniform(0.008, 0.0135, trunks)
-        parent = np.repeat(np.arange(trunks), twigs)
-        at = rng.uniform(0.2, 0.85, trunks * twigs) * length[parent]
-        u = np.concatenate([np.full(trunks, 0.08), 0.08 + at * np.cos(angle[parent])])
-        v = np.concatenate([np.full(trunks, 0.47), 0.47 + at * np.sin(angle[parent]) * 0.62])
-        turn = rng.choice([-1, 1], trunks * twigs) * rng.uniform(0.3, 0.85, trunks * twigs)
-        angle = np.concatenate([angle, angle[parent] + turn])[:, None]
-        length = np.concatenate([length, rng.uniform(0.12, 0.36, trunks * twigs)])[:, None]
-        width = np.concatenate([width, 0.5 * width[parent]])
-        t = ticks(0, 1, 7)
-        bend = rng.normal(0, 0.07, length.shape) * t**2 + rng.normal(0, 0.010, (len(length), 7)) * t
-        u = u[:, None] + length * t * np.cos(angle) - bend * np.sin(angle)
-        v = v[:, None] + length * t * np.sin(angle) * 0.62 + bend * np.cos(angle)
-        return self.lung_point(side, within(u, 0.01, 0.97), within(v, 0.03, 0.97)), width
+        u, v, width = _vessels_of(self.body.vessel_seed, side)
+        return self.lung_point(side, u, v), width
+
+
+@functools.lru_cache(maxsize=8)
+def _vessels_of(seed: int, side: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The vessels of a lung, the same in every pose: u and v [P, 7] of `lung_point`, widths [P]; read-only."""
+    rng = stream(seed, 1 if side == "right" else 2)
+    trunks, twigs = 14, 5
+    angle = ticks(-1.3, 1.45, trunks) + rng.normal(0, 0.10, trunks)
+    length, width = rng.uniform(0.5, 0.95, trunks), rng.uniform(0.008, 0.0135, trunks)
+    parent = np.repeat(np.arange(trunks), twigs)
+    at = rng.uniform(0.2, 0.85, trunks * twigs) * length[parent]
+    u = np.concatenate([np.full(trunks, 0.08), 0.08 + at * np.cos(angle[parent])])
+    v = np.concatenate([np.full(trunks, 0.47), 0.47 + at * np.sin(angle[parent]) * 0.62])
+    turn = rng.choice([-1, 1], trunks * twigs) * rng.uniform(0.3, 0.85, trunks * twigs)
+    angle = np.concatenate([angle, angle[parent] + turn])[:, None]
+    length = np.concatenate([length, rng.uniform(0.12, 0.36, trunks * twigs)])[:, None]
+    width = np.concatenate([width, 0.5 * width[parent]])
+    t = ticks(0, 1, 7)
+    bend = rng.normal(0, 0.07, length.shape) * t**2 + rng.normal(0, 0.010, (len(length), 7)) * t
+    u = u[:, None] + length * t * np.cos(angle) - bend * np.sin(angle)
+    v = v[:, None] + length * t * np.sin(angle) * 0.62 + bend * np.cos(angle)
+    found = within(u, 0.01, 0.97), within(v, 0.03, 0.97), width
+    for array in found:
+        array.flags.writeable = False
+    return found

@@ -65,17 +65,23 @@ class Chest:
             soften(cv2.resize(self.lungs, torso.shape, interpolation=cv2.INTER_AREA), torso.shape[0] * 0.04)
         )
         # Inside the lungs most of the path is air; towards their rim the path through the chest wall grows.
-        plane *= 1 - edge * 0.56
-        plane -= edge * 0.13 * deep
+        inside = edge * 0.56
+        plane *= np.subtract(1, inside, out=inside)
+        wall = edge * 0.13
+        wall *= deep
+        plane -= wall
         heart = a.heart()
-        plane += 0.52 * c.soft(heart, blur=0.007)
-        plane += 0.18 * c.soft(heart, blur=0.03)
-        plane += 0.33 * c.soft(a.great_vessels(), blur=0.006)
-        plane += 0.10 * c.soft(ribbon(a.spine(), 0.05), blur=0.02)
+        _add(plane, 0.52, c.soft(heart, blur=0.007))
+        _add(plane, 0.18, c.soft(heart, blur=0.03))
+        _add(plane, 0.33, c.soft(a.great_vessels(), blur=0.006))
+        _add(plane, 0.10, c.soft(ribbon(a.spine(), 0.05), blur=0.02))
         air = c.plane()
         for path, half_width in a.airway():
             c.band(air, path, half_width)
-        plane -= 0.30 * soften(air, 0.0035 * size).astype(np.float32) * (1 / 255)
+        air = soften(air, 0.0035 * size).astype(np.float32)
+        air *= 0.30
+        air *= 1 / 255
+        plane -= air
         return np.maximum(plane, 0, out=plane)
 
     def _vessels(self) -> np.ndarray:
@@ -89,7 +95,9 @@ class Chest:
             outline = ellipse(a.lung_point(side, 0.1, 0.5), (0.030, 0.062), s * 0.25, wobble=[(0.15, 0.2), (0.12, 0.7)])
             c.fill(plane, outline, 120)
         plane = soften(plane, 0.0026 * c.size).astype(np.float32)
-        return plane * self.lung_edge * (0.40 / 255 * a.body.vessels)
+        plane *= self.lung_edge
+        plane *= 0.40 / 255 * a.body.vessels
+        return plane
 
     def _bones(self) -> np.ndarray:
         """Ribs, clavicles, scapulae and vertebrae: each a band with a dense rim."""
@@ -129,30 +137,35 @@ class Chest:
         for x in (-0.6, 0.6):
             c.fill_many(other, (middle + half * (x, -0.3))[:, None] + pedicle, 75)
         sigma = 0.0022 * c.size
-        bones = soften(cv2.add(other, back), sigma).astype(np.float32) * (0.84 / 255)
-        bones += soften(front, 2.0 * sigma).astype(np.float32) * (0.36 / 255)
-        return bones * density
+        bones = soften(cv2.add(other, back), sigma).astype(np.float32)
+        bones *= 0.84 / 255
+        _add(bones, 0.36 / 255, soften(front, 2.0 * sigma).astype(np.float32))
+        bones *= density
+        return bones
 
     def expose(self) -> np.ndarray:
         """The film, uint8 [S, S]: brighter where more was absorbed, 1 - exp(-1.25 x) so that dense organs saturate."""
         c, pose, size = self.canvas, self.anatomy.pose, self.canvas.size
         x = self.absorption
-        x *= 1 + c.clouds(self.rng, (6, 0.05), (22, 0.028))
+        uneven = c.clouds(self.rng, (6, 0.05), (22, 0.028))
+        uneven += 1
+        x *= uneven
         if pose.scatter > 0.01:
             small = cv2.resize(x, (32, 32), interpolation=cv2.INTER_AREA)
             x *= 1 - pose.scatter
-            spread = c.enlarge(soften(small, 5.0))
-            spread *= pose.scatter
-            x += spread
+            _add(x, pose.scatter, c.enlarge(soften(small, 5.0)))
         ramp = np.linspace(-1, 1, size, dtype=np.float32)
-        gain = pose.exposure * (1 + pose.heel[0] * ramp[None] + pose.heel[1] * ramp[:, None])
-        x *= -1.25 * gain
+        gain = 1 + pose.heel[0] * ramp[None] + pose.heel[1] * ramp[:, None]
+        gain *= pose.exposure
+        gain *= -1.25
+        x *= gain
         film = cv2.exp(x)
         np.subtract(1, film, out=film)
         # Grain is finer than a pixel of a small image, so averaging makes small images less noisy.
         strength = 0.024 * pose.noise * min(1.0, size / 256) ** 0.5
         speckle = strength * grain(self.rng, size)
-        speckle *= 1.2 - 0.6 * film
+        rough = 0.6 * film
+        speckle *= np.subtract(1.2, rough, out=rough)
         film += speckle
         black, contrast = pose.window
         film -= black
@@ -170,6 +183,12 @@ class Chest:
         (top, left, bottom, right), letter = marker(pose, size)
         window = film[top:bottom, left:right]
         np.maximum(window, letter.astype(np.float32) * (0.97 / 255), out=window)
+
+
+def _add(plane: np.ndarray, weight: float, layer: np.ndarray) -> None:
+    """`plane += weight * layer` without a third array; the layer is used up."""
+    layer *= weight
+    plane += layer
 
 
 def marker(pose: Pose, size: int) -> tuple[tuple[int, int, int, int], np.ndarray]:
