@@ -27,7 +27,7 @@ from medvlp_jax.evaluators.truth import Truth, averaged, judged, truth_of
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # of the inverse L2 penalty, chosen by mean AUC on validation
 PIXEL_COMPONENTS = 60
-NEWTON_WIDTH = 512  # up to so many features a fit solves for all of them in every step; else it follows gradients
+NEWTON_WIDTH = 128  # up to so many features a fit solves for all of them in every step; else it follows gradients
 PROTOCOL = (
     "Frozen encoder in evaluation mode; pooled trunk features of one evaluation view, standardised by the "
     "training images; one logistic regression (scikit-learn, L2) per finding, no encoder update. Its strength is "

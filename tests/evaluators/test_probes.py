@@ -65,7 +65,7 @@ def test_test_features_do_not_enter_the_standardisation():
 
 
 @pytest.mark.parametrize("images", [30, 300])  # fewer and more than features
-@pytest.mark.parametrize("newton_width", [0, 512])
+@pytest.mark.parametrize("newton_width", [0, 128])
 def test_fits_equal_scikit_learn_on_the_features_themselves(images, newton_width, monkeypatch):
     monkeypatch.setattr(linear_probe, "NEWTON_WIDTH", newton_width)
     rng = np.random.default_rng(3)
