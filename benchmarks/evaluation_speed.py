@@ -100,7 +100,8 @@ def compile_only(scorer: Scorer, state, config) -> None:
     for name in (train, config.data.eval_split, test):
         context.features(name)
     next(iter(context.terms(test)))
-    context.embed_texts(["No effusion."])
+    for words in (1, 10, 20, 40, 80):  # texts are read at a few lengths, each a program
+        context.embed_texts([" ".join(["effusion"] * words)])
 
 
 if __name__ == "__main__":
