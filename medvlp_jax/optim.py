@@ -107,7 +107,7 @@ def kernel_axes(params: Any) -> Any:
         names = [getattr(key, "key", "") for key in path]
         if leaf.ndim < 2 or names[-1] != "kernel":
             return None
-        inputs = 1 if names[-2] in ("query", "key", "value") else leaf.ndim - 1
+        inputs = 1 if {"query", "key", "value"}.intersection(names[-2:-1]) else leaf.ndim - 1
         return optax.contrib.MuonDimensionNumbers(tuple(range(inputs)), tuple(range(inputs, leaf.ndim)))
 
     return jax.tree_util.tree_map_with_path(axes, params)
