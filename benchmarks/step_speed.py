@@ -12,7 +12,11 @@ view, and takes text vectors from the cache (`cached`) or from BERT inside the s
 `peak` is a bound: products of two matrices of side 2,048 alone, in PyTorch, as many as the FLOPs of the `cached` step
 (counted by the compiler) need. No step is faster whose FLOPs run at the speed of such products.
 
-The two sides run in two processes on the same cores, in turns, one step at a time; the ratio of medians is printed.
+The sides run in processes of their own on the same cores, in turns, one step at a time; ratios are of medians.
+
+    python benchmarks/step_speed.py --device gpu --batch_size 128 --rounds 20 --sides torch,cached,live
+
+measures them on one GPU instead, in bfloat16 on both sides, where the released training uses half precision.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 try:
     from benchmarks import turns
@@ -37,9 +42,17 @@ SIDE = 2048  # of the matrices behind a bound
 REPORT_TOKENS = {"findings": 90, "impression": 30}
 
 
-def our_step(kind: str, batch_size: int, image_size: int, tokens: int) -> Callable[[], float]:
+class Sizes(NamedTuple):
+    threads: int
+    batch_size: int
+    image_size: int
+    tokens: int
+    device: str
+
+
+def our_step(kind: str, sizes: Sizes) -> Callable[[], float]:
     """Builds the step that training runs, from the config of the full recipe, on the default devices."""
-    train_step, make_state, frozen, batch = _our_parts(kind, batch_size, image_size, tokens)
+    train_step, make_state, frozen, batch = _our_parts(kind, sizes)
     holder = [make_state()]
 
     def step() -> float:
@@ -49,12 +62,12 @@ def our_step(kind: str, batch_size: int, image_size: int, tokens: int) -> Callab
     return step
 
 
-def peak_step(batch_size: int, image_size: int, tokens: int) -> Callable[[], float]:
+def peak_step(sizes: Sizes) -> Callable[[], float]:
     """Products of square matrices in PyTorch with as many FLOPs as our cached step has."""
     import jax
     import torch
 
-    train_step, make_state, frozen, batch = _our_parts("cached", batch_size, image_size, tokens)
+    train_step, make_state, frozen, batch = _our_parts("cached", sizes)
     flops = train_step.lower(jax.eval_shape(make_state), frozen, batch).cost_analysis()["flops"]
     x, y = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
     products = round(flops / (2 * SIDE**3))
@@ -67,7 +80,7 @@ def peak_step(batch_size: int, image_size: int, tokens: int) -> Callable[[], flo
     return step
 
 
-def _our_parts(kind: str, batch_size: int, image_size: int, tokens: int):
+def _our_parts(kind: str, sizes: Sizes):
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -78,8 +91,9 @@ def _our_parts(kind: str, batch_size: int, image_size: int, tokens: int):
     from medvlp_jax.encoders.bert import Bert, BertConfig
     from medvlp_jax.methods.imitate import SECTIONS
 
+    _, batch_size, image_size, tokens, device = sizes
     with imitate.get_config().unlocked() as config:
-        config.model.dtype, config.optimizer.clip_norm = "float32", 0.0
+        config.model.dtype, config.optimizer.clip_norm = "float32" if device == "cpu" else "bfloat16", 0.0
         config.batch_size, config.image.size = batch_size, image_size
     rng = np.random.default_rng(0)
     batch = {
@@ -95,7 +109,7 @@ def _our_parts(kind: str, batch_size: int, image_size: int, tokens: int):
         bert = BertConfig()
         ids = np.zeros((1, 4), np.int32)
         frozen = jax.jit(Bert(bert).init)(jax.random.key(0, impl="rbg"), ids, ids)
-        tower = text_tower.TextTower(None, frozen, 768, tokens, "", bert, "cls", jnp.float32)
+        tower = text_tower.TextTower(None, frozen, 768, tokens, "", bert, "cls", jnp.dtype(config.model.dtype))
         for section in SECTIONS:
             batch[f"{section}_ids"] = rng.integers(1000, 28000, (batch_size, tokens)).astype(np.int32)
             lengths = np.full(batch_size, tokens)
@@ -112,22 +126,27 @@ def _our_parts(kind: str, batch_size: int, image_size: int, tokens: int):
     return train_step, make_state, frozen, batch
 
 
-def worker(kind: str, threads: int, batch_size: int, image_size: int, tokens: int) -> None:
+def worker(kind: str, sizes: Sizes) -> None:
     """Serves steps: one line in, one line with its seconds out."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    sizes = (batch_size, image_size, tokens)
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    on_gpu = sizes.device == "gpu"
+    if on_gpu:
+        os.environ |= {"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # the sides share the memory
+    else:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: sizes.threads])
+        os.environ["JAX_PLATFORMS"] = "cpu"
     if kind in ("torch", "peak"):
         import torch
         import torch_imitate
 
-        torch.set_num_threads(threads)
-        step = torch_imitate.make_step(*sizes) if kind == "torch" else peak_step(*sizes)
+        torch.set_num_threads(sizes.threads)
+        arguments = (sizes.batch_size, sizes.image_size, sizes.tokens)
+        on = "cuda" if on_gpu else "cpu"
+        step = torch_imitate.make_step(*arguments, device=on) if kind == "torch" else peak_step(sizes)
     else:
         from medvlp_jax import host_memory
 
         host_memory.keep_freed_memory()
-        step = our_step(kind, *sizes)
+        step = our_step(kind, sizes)
     turns.serve(step)
 
 
@@ -138,24 +157,23 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
     parser.add_argument("--worker", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--sides", default=",".join(KINDS), help="what to compare; each side holds 4 to 8 GB")
     flags = parser.parse_args()
-    sizes = (flags.threads, flags.batch_size, flags.image_size, flags.tokens)
+    sizes = Sizes(*[getattr(flags, name) for name in Sizes._fields])
     if flags.worker:
-        worker(flags.worker, *sizes)
+        worker(flags.worker, sizes)
         return
-    names = [
-        f"--{name}={value}"
-        for name, value in zip(("threads", "batch_size", "image_size", "tokens"), sizes, strict=True)
-    ]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
+    names = [f"--{name}={value}" for name, value in sizes._asdict().items()]
+    paths = [str(HERE.parent), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     commands = {kind: [sys.executable, __file__, "--worker", kind, *names] for kind in flags.sides.split(",")}
     seconds = turns.in_turns(commands, flags.rounds, environment)
     medians = {kind: statistics.median(values) for kind, values in seconds.items()}
     for kind, median in medians.items():
         ratio = f"  {medians['torch'] / median:5.2f} x torch" if "torch" in medians else ""
-        print(f"{kind:7s} {median:7.2f} s/step  {flags.batch_size / median:6.2f} images/s{ratio}")
+        print(f"{kind:7s} {median:8.3f} s/step  {flags.batch_size / median:6.2f} images/s{ratio}")
     print(json.dumps({"benchmark": "step_speed", **vars(flags), "seconds": seconds}))
 
 

@@ -2,8 +2,9 @@
 
     python benchmarks/torch_imitate.py --threads 2 --steps 3 --warmup 1
 
-prints one JSON line with the median seconds per step. Random data, random weights, float32, CPU; nothing is read from
-disk. Structure from cheliu-computation/IMITATE-TMI2024@cd1c575 (arXiv 2310.07355), written anew:
+prints one JSON line with the median seconds per step. Random data, random weights, float32 on CPU; nothing is read from
+disk. On a GPU (`--device cuda`) products and convolutions are bfloat16, as fast there as the released half precision.
+Structure from cheliu-computation/IMITATE-TMI2024@cd1c575 (arXiv 2310.07355), written anew:
 
 * ResNet-50 run four times per step: two views, each once for the image-text terms (m1) and once for the view-view
   terms (m2), every pass with its own draw of channels. ``trunk_passes=2`` runs it once per view and repeats only the
@@ -13,8 +14,7 @@ disk. Structure from cheliu-computation/IMITATE-TMI2024@cd1c575 (arXiv 2310.0735
 
 Default settings are the faster of each pair timed in turns on two AVX-512 cores: channels-last over contiguous
 convolutions (8 % on the trunk), fused over plain attention (3 % on BERT), fused AdamW. ``--compile`` gains another 9 %
-on the trunk and would gain nothing on BERT, which stays eager. The released training uses half precision on GPUs, so
-these seconds say nothing about its speed there.
+on the trunk and would gain nothing on BERT, which stays eager.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ class ReadBranch(nn.Module):
         batch = stages[0].shape[0]
         tokens = []
         for maps, kept in zip(stages, KEPT_CHANNELS, strict=True):
-            chosen = torch.randint(maps.shape[1], (kept,), generator=generator)  # with replacement
+            # with replacement
+            chosen = torch.randint(maps.shape[1], (kept,), generator=generator, device=maps.device)
             tokens.append(F.adaptive_avg_pool2d(maps[:, chosen], TOKEN_SIDE).flatten(2))
         tokens = torch.cat(tokens, dim=1)
         tokens = F.pad(tokens, (0, 0, 0, NUM_TOKENS - tokens.shape[1])) + self.positions[:, 1:]
@@ -142,7 +143,7 @@ def clinical_prior(report_BxE: Tensor, ratio: float = 0.2) -> Tensor:
 def contrastive(x_BxD: Tensor, y_BxD: Tensor, temperature: float, prior_BxB: Tensor | None = None) -> Tensor:
     """Both directions, summed; targets I + temperature * prior, rows not normalised."""
     logits = F.normalize(x_BxD, dim=1) @ F.normalize(y_BxD, dim=1).T / temperature
-    targets = torch.eye(len(logits), dtype=logits.dtype)
+    targets = torch.eye(len(logits), dtype=logits.dtype, device=logits.device)
     if prior_BxB is not None:
         targets = targets + temperature * prior_BxB
     return F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)
@@ -180,11 +181,12 @@ def released_loss(
     return total, terms
 
 
-def frozen_bert(attention: str) -> Callable[[Tensor, Tensor], Tensor]:
+def frozen_bert(attention: str, device: str) -> Callable[[Tensor, Tensor], Tensor]:
     """BERT-base with random weights: (ids B×L, mask B×L) -> CLS vectors B×768, no gradient."""
     from transformers import BertConfig, BertModel
 
-    bert = BertModel(BertConfig(attn_implementation=attention), add_pooling_layer=False).eval().requires_grad_(False)
+    bert = BertModel(BertConfig(attn_implementation=attention), add_pooling_layer=False).to(device)
+    bert.eval().requires_grad_(False)
 
     @torch.inference_mode()
     def encode(ids_BxL: Tensor, mask_BxL: Tensor) -> Tensor:
@@ -205,6 +207,7 @@ def make_step(
     attention: str = "sdpa",
     fused_adamw: bool = True,
     compiled: bool = False,
+    device: str = "cpu",
 ) -> Callable[[], float]:
     """Builds model, optimiser and random data; each call of the result does one full training step.
 
@@ -216,20 +219,23 @@ def make_step(
     if trunk_passes not in (2, 4):
         raise ValueError(f"trunk_passes={trunk_passes}. Use 4 (as released) or 2 (one per view).")
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
+    torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32 on a GPU
+    torch.backends.cudnn.benchmark = True
+    generator = torch.Generator(device).manual_seed(seed)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    model = Imitate().train().to(memory_format=memory_format)
+    model = Imitate().train().to(device, memory_format=memory_format)
     trunk = torch.compile(model.trunk) if compiled else model.trunk
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4, weight_decay=0.05, fused=fused_adamw)
-    views = [torch.randn(batch_size, 3, image_size, image_size).to(memory_format=memory_format) for _ in range(2)]
+    shape = (batch_size, 3, image_size, image_size)
+    views = [torch.randn(shape, device=device).to(memory_format=memory_format) for _ in range(2)]
     if cached_text:
-        t_findings, t_impression = torch.randn(2, batch_size, 768)
+        t_findings, t_impression = torch.randn(2, batch_size, 768, device=device)
     else:
-        encode = frozen_bert(attention)
-        ids_2xBxL = torch.randint(1000, 28000, (2, batch_size, tokens))
-        mask_BxL = torch.ones(batch_size, tokens, dtype=torch.long)
+        encode = frozen_bert(attention, device)
+        ids_2xBxL = torch.randint(1000, 28000, (2, batch_size, tokens), device=device)
+        mask_BxL = torch.ones(batch_size, tokens, dtype=torch.long, device=device)
 
-    def step() -> float:
+    def forward() -> Tensor:
         text = (t_findings, t_impression) if cached_text else [encode(ids, mask_BxL) for ids in ids_2xBxL]
         passes = []  # m1 of both views, then m2 of both views
         if trunk_passes == 2:
@@ -242,6 +248,11 @@ def make_step(
         loss, _ = released_loss(
             diagnosis[:2], read[:2], diagnosis[2:], read[2:], u_impression, u_findings, text[1], text[0]
         )
+        return loss
+
+    def step() -> float:
+        with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
+            loss = forward()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -251,9 +262,7 @@ def make_step(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Seconds per PyTorch IMITATE training step on this CPU, as a JSON line."
-    )
+    parser = argparse.ArgumentParser(description="Seconds per PyTorch IMITATE training step, as a JSON line.")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3, help="timed steps")
     parser.add_argument("--warmup", type=int, default=1, help="steps before the clock starts")
@@ -265,6 +274,7 @@ def main() -> None:
     parser.add_argument("--contiguous", action="store_true", help="NCHW convolutions instead of channels-last")
     parser.add_argument("--attention", default="sdpa", choices=("sdpa", "eager"), help="attention of BERT")
     parser.add_argument("--unfused", action="store_true", help="AdamW without the fused kernel")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--compile", action="store_true", help="torch.compile the trunk (needs a C++ compiler)")
     flags = parser.parse_args()
     if min(flags.threads, flags.steps) < 1 or flags.warmup < 0:
@@ -280,6 +290,7 @@ def main() -> None:
         attention=flags.attention,
         fused_adamw=not flags.unfused,
         compiled=flags.compile,
+        device=flags.device,
     )
     losses = [step() for _ in range(flags.warmup)]
     seconds = []

@@ -3,7 +3,8 @@
 XLA's CPU convolutions run near the peak of its matrix products, so what is left to gain is the number of products:
 a 3x3 convolution of stride 1 is computed by Winograd's F(2x2, 3x3) (arXiv 1509.09308), 4 products per output where the
 definition has 9, forward and in both gradients. It is float32 arithmetic with another order of rounding; against
-float64 its error is about that of the plain form. Accelerators keep the plain convolution: jax 0.11 aborted while
+float64 its error is about that of the plain form. What XLA does slowly are gradients of kernels: those of 1x1 and of
+wide strided convolutions are written as products. Accelerators keep the plain convolution: jax 0.11 aborted while
 compiling the strided 1x1 product for an H100 ("subdim_size_accumulator == dim_size", a check of XLA's Triton fusions).
 """
 
@@ -13,8 +14,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-# Below this many channels the transforms cost more than the products they spare; of large maps, half as many do.
-WINOGRAD_CHANNELS = 128
+# Below this many channels transforms and copies cost more than the products they spare; of large maps, half as many do.
+WIDE = 128
 LARGE_MAP = 28
 
 Grid = list[list[jax.Array]]
@@ -32,10 +33,68 @@ def square_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     size = kernel.shape[0]
     if size == 1:
         return conv1x1(x, kernel, stride)
-    channels = WINOGRAD_CHANNELS // 2 if min(x.shape[1:3]) >= LARGE_MAP else WINOGRAD_CHANNELS
-    if size == 3 and stride == 1 and min(kernel.shape[2:]) >= channels and x.dtype == jnp.float32:
+    channels = WIDE // 2 if min(x.shape[1:3]) >= LARGE_MAP else WIDE
+    if x.dtype == jnp.float32 and size == 3 and stride == 1 and min(kernel.shape[2:]) >= channels:
         return conv3x3(x, kernel)
+    if x.dtype == jnp.float32 and stride > 1 and kernel.shape[3] >= channels:
+        return strided_conv(x, kernel, stride)
     return conv2d(x, kernel, stride, (size - 1) // 2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def strided_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """`conv2d` padded by (s - 1) / 2; on CPU the gradient of its kernel is one product of the patches that it reads.
+
+    XLA's own is a convolution whose kernel is the whole map; that of ResNet-50's stem takes three times as long.
+    """
+    return _centred_conv2d(x, kernel, stride)
+
+
+def _strided_conv_backward(stride, saved, gradient):
+    x, kernel = saved
+    (x_gradient,) = jax.vjp(lambda x: _centred_conv2d(x, kernel, stride), x)[1](gradient)
+
+    def on_cpu(x, kernel, gradient):
+        patches = _patches(x, kernel.shape[0], stride, gradient.shape[1:3])
+        return _row_products(patches, gradient.reshape(-1, gradient.shape[-1])).reshape(kernel.shape)
+
+    def elsewhere(x, kernel, gradient):
+        return jax.vjp(lambda kernel: _centred_conv2d(x, kernel, stride), kernel)[1](gradient)[0]
+
+    return x_gradient, jax.lax.platform_dependent(x, kernel, gradient, cpu=on_cpu, default=elsewhere)
+
+
+strided_conv.defvjp(lambda x, kernel, stride: (strided_conv(x, kernel, stride), (x, kernel)), _strided_conv_backward)
+
+
+def _centred_conv2d(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    return conv2d(x, kernel, stride, (kernel.shape[0] - 1) // 2)
+
+
+def _patches(x: jax.Array, size: int, stride: int, outputs: tuple[int, int]) -> jax.Array:
+    """What a size x size kernel sees of x [N, H, W, I] at every output: [N * outputs, size * size * I]."""
+    (n, h, w, channels), (rows, columns) = x.shape, outputs
+    blocks = columns - 1 + -(-size // stride)  # of `stride` pixels side by side, which are copied in one piece
+    before = (size - 1) // 2
+    x = jnp.pad(x, ((0, 0), (before, before), (before, blocks * stride - w - before), (0, 0)))
+    x = x.reshape(n, h + 2 * before, blocks, stride * channels)
+    pieces = [
+        x[:, i : i + stride * (rows - 1) + 1 : stride, j // stride :][
+            :, :, :columns, : min(stride, size - j) * channels
+        ]
+        for i in range(size)
+        for j in range(0, size, stride)
+    ]
+    return jnp.concatenate(pieces, axis=-1).reshape(n * rows * columns, size * size * channels)
+
+
+def _row_products(x: jax.Array, y: jax.Array) -> jax.Array:
+    """`x.T @ y` of x [R, I] and y [R, O], many rows, on CPU."""
+    if x.shape[1] > y.shape[1]:
+        # XLA's CPU product that contracts the rows takes up to twice as long when its first operand is the wider one;
+        # without the barrier XLA folds the transpose back into the product.
+        return jax.lax.optimization_barrier(_row_products(y, x)).T
+    return x.T @ y
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -53,12 +112,7 @@ def _conv1x1_backward(stride, saved, gradient):
     def on_cpu(x, kernel, gradient):
         read, spread = jax.vjp(lambda x: x[:, ::stride, ::stride], x)
         rows, row_gradient = read.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-        if kernel.shape[2] > kernel.shape[3]:
-            # XLA's CPU product that contracts the rows takes up to twice as long when its first operand is the wider
-            # one; without the barrier XLA folds the transpose back into the product.
-            kernel_gradient = jax.lax.optimization_barrier(row_gradient.T @ rows).T
-        else:
-            kernel_gradient = rows.T @ row_gradient
+        kernel_gradient = _row_products(rows, row_gradient)
         return spread((row_gradient @ kernel[0, 0].T).reshape(read.shape))[0], kernel_gradient[None, None]
 
     def elsewhere(x, kernel, gradient):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from medvlp_jax.encoders.convolution import conv2d, square_conv
+from medvlp_jax.encoders.convolution import square_conv
 from medvlp_jax.layers.norm import BatchNorm, StatsScope
 
 # depth -> (block, blocks per stage)
@@ -228,10 +228,8 @@ class Stem(nn.Module):
         if channels < self.in_channels:
             kernel = jnp.sum(kernel, axis=2, keepdims=True)
         kernel = kernel.astype(self.dtype)
-        if self.form == "small":
-            return conv2d(image, kernel, 1, 1)
-        if self.form == "imagenet":
-            return conv2d(image, kernel, 2, 3)
+        if self.form in ("small", "imagenet"):
+            return square_conv(image, kernel, 1 if self.form == "small" else 2)
         return space_to_depth_conv(image, kernel, 4 if self.form == "stride4" else 2)
 
 

@@ -8,24 +8,25 @@ import pytest
 from medvlp_jax.encoders import convolution
 
 
-def in_float64(x, kernel, gradient):
-    """Value of the padded 3x3 convolution and its gradients, from the nine shifted products."""
-    n, h, w, _ = x.shape
+def in_float64(x, kernel, gradient, stride=1):
+    """Value of the padded convolution and its gradients, from the products of its shifts."""
+    (n, h, w, _), size = x.shape, len(kernel)
     x, kernel, gradient = (np.asarray(a, np.float64) for a in (x, kernel, gradient))
-    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    y, dx, dk = np.zeros((n, h, w, kernel.shape[3])), np.zeros_like(padded), np.zeros_like(kernel)
-    for i in range(3):
-        for j in range(3):
-            window = (slice(None), slice(i, i + h), slice(j, j + w))
+    border, rows, columns = size // 2, -(-h // stride), -(-w // stride)
+    padded = np.pad(x, ((0, 0), (border, border), (border, border), (0, 0)))
+    y, dx, dk = np.zeros((n, rows, columns, kernel.shape[3])), np.zeros_like(padded), np.zeros_like(kernel)
+    for i in range(size):
+        for j in range(size):
+            window = (slice(None), slice(i, i + h, stride), slice(j, j + w, stride))
             y += padded[window] @ kernel[i, j]
             dx[window] += gradient @ kernel[i, j].T
             dk[i, j] = np.einsum("nhwi,nhwo->io", padded[window], gradient)
-    return y, dx[:, 1:-1, 1:-1], dk
+    return y, dx[:, border:-border, border:-border], dk
 
 
 @pytest.mark.parametrize("sides", [(8, 6), (7, 7), (5, 8)])
 def test_winograd_is_as_exact_as_the_plain_convolution(sides):
-    channels = convolution.WINOGRAD_CHANNELS
+    channels = convolution.WIDE
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, *sides, channels)).astype(np.float32)
     kernel = rng.normal(size=(3, 3, channels, channels + 1)).astype(np.float32)
@@ -44,6 +45,30 @@ def test_winograd_is_as_exact_as_the_plain_convolution(sides):
         assert np.any(np.asarray(a) != np.asarray(b))  # it was Winograd's
 
 
+@pytest.mark.parametrize(
+    ("size", "stride", "inputs", "sides"),
+    [(7, 2, 3, (32, 30)), (7, 4, 1, (29, 31)), (3, 2, 5, (8, 6)), (3, 2, 5, (7, 9)), (3, 3, 2, (10, 11))],
+)
+def test_gradients_of_strided_convolutions_are_as_exact_as_the_plain_ones(size, stride, inputs, sides):
+    rng = np.random.default_rng(0)
+    x, kernel = (
+        rng.normal(size=shape).astype(np.float32)
+        for shape in ((2, *sides, inputs), (size, size, inputs, convolution.WIDE))
+    )
+    gradient = rng.normal(size=(2, -(-sides[0] // stride), -(-sides[1] // stride), convolution.WIDE))
+    gradient = gradient.astype(np.float32)
+
+    @jax.jit
+    def both():
+        y, pull = jax.vjp(lambda x, k: convolution.square_conv(x, k, stride), x, kernel)
+        return y, *pull(gradient)
+
+    for got, expected in zip(both(), in_float64(x, kernel, gradient, stride), strict=True):
+        assert np.abs(got - expected).max() / np.abs(expected).max() < 3e-6
+    # The products of patches are in the program, where the kernel is wide enough.
+    assert "concatenate" in str(jax.make_jaxpr(both)())
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("inputs", "outputs"), [(24, 8), (8, 24)])
 def test_conv1x1_has_the_gradients_of_the_convolution(inputs, outputs, stride):
@@ -59,15 +84,16 @@ def test_conv1x1_has_the_gradients_of_the_convolution(inputs, outputs, stride):
 
 
 def test_accelerators_and_half_precision_keep_the_plain_convolution():
-    def convolutions(platform, dtype):
+    def convolutions(platform, dtype, size=3, stride=1):
         def loss(x, kernel):
-            return jnp.sum(convolution.square_conv(x, kernel, 1))
+            return jnp.sum(convolution.square_conv(x, kernel, stride))
 
-        channels = convolution.WINOGRAD_CHANNELS
-        shapes = [jax.ShapeDtypeStruct(s, dtype) for s in ((2, 8, 8, channels), (3, 3, channels, channels))]
+        channels = convolution.WIDE
+        shapes = [jax.ShapeDtypeStruct(s, dtype) for s in ((2, 8, 8, channels), (size, size, channels, channels))]
         lowered = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).trace(*shapes).lower(lowering_platforms=(platform,))
         return lowered.as_text().count("stablehlo.convolution")
 
-    assert convolutions("tpu", jnp.float32) == 3
-    assert convolutions("cpu", jnp.bfloat16) == 3
-    assert convolutions("cpu", jnp.float32) == 0
+    for size, stride, products in ((3, 1, 3), (7, 2, 1)):
+        assert convolutions("tpu", jnp.float32, size, stride) == 3
+        assert convolutions("cpu", jnp.bfloat16, size, stride) == 3
+        assert convolutions("cpu", jnp.float32, size, stride) == 3 - products
