@@ -28,6 +28,7 @@ Batch = dict[str, NDArray[Any]]
 Preprocess = Callable[[Mapping[str, Any], np.random.Generator], dict[str, Any]]
 
 _ENDLESS = 1 << 60  # length of the training stream, in local examples
+_GROUP = 8  # examples that a thread makes in one go, at most; 16 are no faster
 _ORDER, _AUGMENT = 0, 1  # second word of the Philox key: what the random numbers are for
 
 
@@ -160,6 +161,10 @@ def _stack(examples: Sequence[Mapping[str, Any]]) -> Batch:
     return batch
 
 
+def _stack_groups(groups: Sequence[Sequence[Mapping[str, Any]]]) -> Batch:
+    return _stack([example for group in groups for example in group])
+
+
 # ---- batches -----------------------------------------------------------
 
 
@@ -254,8 +259,12 @@ def _batches(
     _one_opencv_thread()
     examples = grain.MapDataset.source(order).map(make)
     if not workers:
-        stream = examples.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch))
-        return iter(stream.batch(local_size, drop_remainder=True, batch_fn=_stack))
+        # Several examples at a time: a thread is handed its work, and the interpreter's lock, less often.
+        most = min(_GROUP, prefetch // (2 * max(num_threads, 1)))
+        size = max((n for n in range(2, most + 1) if local_size % n == 0), default=1)
+        options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=-(-prefetch // size))
+        groups = examples.batch(size, drop_remainder=True, batch_fn=tuple).to_iter_dataset(options)
+        return iter(groups.batch(local_size // size, drop_remainder=True, batch_fn=_stack_groups))
     # Grain deals elements out to workers in turn, so an element must be a whole batch for the order to stay the same.
     if not absl.flags.FLAGS.is_parsed():
         absl.flags.FLAGS.mark_as_parsed()  # Grain's workers read flags; a notebook or test never parses any
