@@ -49,7 +49,11 @@ class Canvas:
 
     def fill_many(self, plane: np.ndarray, outlines, level: int) -> np.ndarray:
         """Draws polygons [P, N, 2] one after the other; later ones overwrite."""
-        for outline in self.fixed(outlines, plane.shape[0]):
+        return self.fill_fixed(plane, self.fixed(outlines, plane.shape[0]), level)
+
+    def fill_fixed(self, plane: np.ndarray, outlines, level: int) -> np.ndarray:
+        """`fill_many` of what `fixed` gives."""
+        for outline in outlines:
             cv2.fillPoly(plane, [outline], int(level), cv2.LINE_AA, _SHIFT)
         return plane
 
