@@ -115,15 +115,16 @@ class SelfAttention(nn.Module):
         qkv = dot_general(x.astype(self.dtype), kernel, (((x.ndim - 1,), (0,)), ((), ())))
         if self.qkv_bias:
             qkv = qkv + jnp.stack([bias for _, bias in projections]).astype(self.dtype)
-        query, key, value = (qkv[:, :, i] for i in range(3))  # [B, L, H, D]
+        # Heads before positions: products of whole matrices, which XLA's CPU code does in half the time.
+        query, key, value = qkv.transpose(2, 0, 3, 1, 4)  # each [B, H, L, D]
 
-        logits = jnp.einsum("blhd,bmhd->bhlm", query * head_dim**-0.5, key)
+        logits = jnp.einsum("bhld,bhmd->bhlm", query * head_dim**-0.5, key)
         logits = logits.astype(jnp.float32)
         if bias is not None:
             logits = logits + bias
         weights = jax.nn.softmax(logits, axis=-1)
         dropped = nn.Dropout(self.dropout, deterministic=not train)(weights)
-        mixed = jnp.einsum("bhlm,bmhd->blhd", dropped.astype(self.dtype), value)
+        mixed = jnp.einsum("bhlm,bhmd->bhld", dropped.astype(self.dtype), value).swapaxes(1, 2)
         project = nn.DenseGeneral(
             width,
             axis=(-2, -1),
@@ -134,7 +135,7 @@ class SelfAttention(nn.Module):
         )
         if not parts:
             return project(mixed), weights
-        seen = jnp.einsum("bhm,bmhd->bmhd", weights[:, :, 0].astype(self.dtype), value)
+        seen = jnp.einsum("bhm,bhmd->bmhd", weights[:, :, 0].astype(self.dtype), value)
         return project(mixed), weights, project((x.shape[1] - 1) * seen[:, 1:] + seen[:, :1])
 
 
