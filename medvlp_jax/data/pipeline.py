@@ -192,7 +192,8 @@ def train_batches(
       start_example: how many examples the whole job has consumed before; batches continue from there.
       reshuffle: a new order every epoch; without, every epoch repeats the order of the first.
       num_threads: threads that make examples, in each worker; default: one per core, at most 16.
-      prefetch: examples made ahead; default: two local batches, at least 32. With workers: rounded up to whole batches.
+      prefetch: examples made ahead; default: two local batches, at least 32. Rounded up to what is made in one go:
+        up to eight examples, with workers whole batches.
       workers: processes that make whole batches; 0 makes them in threads of this process. Each worker imports the main
         script again, which therefore needs `if __name__ == "__main__":`.
 

@@ -38,7 +38,11 @@ def square_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
         return conv3x3(x, kernel)
     if x.dtype == jnp.float32 and stride > 1 and kernel.shape[3] >= channels:
         return strided_conv(x, kernel, stride)
-    return conv2d(x, kernel, stride, (size - 1) // 2)
+    return _plain(x, kernel, stride)
+
+
+def _plain(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    return conv2d(x, kernel, stride, (kernel.shape[0] - 1) // 2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -47,28 +51,24 @@ def strided_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
     XLA's own is a convolution whose kernel is the whole map; that of ResNet-50's stem takes three times as long.
     """
-    return _centred_conv2d(x, kernel, stride)
+    return _plain(x, kernel, stride)
 
 
 def _strided_conv_backward(stride, saved, gradient):
     x, kernel = saved
-    (x_gradient,) = jax.vjp(lambda x: _centred_conv2d(x, kernel, stride), x)[1](gradient)
+    (x_gradient,) = jax.vjp(lambda x: _plain(x, kernel, stride), x)[1](gradient)
 
     def on_cpu(x, kernel, gradient):
         patches = _patches(x, kernel.shape[0], stride, gradient.shape[1:3])
         return _row_products(patches, gradient.reshape(-1, gradient.shape[-1])).reshape(kernel.shape)
 
     def elsewhere(x, kernel, gradient):
-        return jax.vjp(lambda kernel: _centred_conv2d(x, kernel, stride), kernel)[1](gradient)[0]
+        return jax.vjp(lambda kernel: _plain(x, kernel, stride), kernel)[1](gradient)[0]
 
     return x_gradient, jax.lax.platform_dependent(x, kernel, gradient, cpu=on_cpu, default=elsewhere)
 
 
 strided_conv.defvjp(lambda x, kernel, stride: (strided_conv(x, kernel, stride), (x, kernel)), _strided_conv_backward)
-
-
-def _centred_conv2d(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    return conv2d(x, kernel, stride, (kernel.shape[0] - 1) // 2)
 
 
 def _patches(x: jax.Array, size: int, stride: int, outputs: tuple[int, int]) -> jax.Array:
@@ -79,11 +79,9 @@ def _patches(x: jax.Array, size: int, stride: int, outputs: tuple[int, int]) -> 
     x = jnp.pad(x, ((0, 0), (before, before), (before, blocks * stride - w - before), (0, 0)))
     x = x.reshape(n, h + 2 * before, blocks, stride * channels)
     pieces = [
-        x[:, i : i + stride * (rows - 1) + 1 : stride, j // stride :][
-            :, :, :columns, : min(stride, size - j) * channels
-        ]
+        x[:, i : i + stride * (rows - 1) + 1 : stride, b : b + columns, : (size - b * stride) * channels]
         for i in range(size)
-        for j in range(0, size, stride)
+        for b in range(-(-size // stride))
     ]
     return jnp.concatenate(pieces, axis=-1).reshape(n * rows * columns, size * size * channels)
 
@@ -105,7 +103,7 @@ def conv1x1(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     transposes inside the preceding fusion.
     """
     product = functools.partial(_product_1x1, stride=stride)
-    return jax.lax.platform_dependent(x, kernel, cpu=product, default=functools.partial(_plain_1x1, stride=stride))
+    return jax.lax.platform_dependent(x, kernel, cpu=product, default=functools.partial(_plain, stride=stride))
 
 
 def _conv1x1_backward(stride, saved, gradient):
@@ -116,7 +114,7 @@ def _conv1x1_backward(stride, saved, gradient):
         return spread((row_gradient @ kernel[0, 0].T).reshape(read.shape))[0], kernel_gradient[None, None]
 
     def elsewhere(x, kernel, gradient):
-        return jax.vjp(functools.partial(_plain_1x1, stride=stride), x, kernel)[1](gradient)
+        return jax.vjp(functools.partial(_plain, stride=stride), x, kernel)[1](gradient)
 
     return jax.lax.platform_dependent(*saved, gradient, cpu=on_cpu, default=elsewhere)
 
@@ -129,14 +127,10 @@ def _product_1x1(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def _plain_1x1(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    return conv2d(x, kernel, stride, 0)
-
-
 @jax.custom_vjp
 def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """3x3 convolution of stride 1 and padding 1, x [N, H, W, I], kernel [3, 3, I, O]; Winograd's on CPU."""
-    return jax.lax.platform_dependent(x, kernel, cpu=winograd, default=_plain_3x3)
+    return jax.lax.platform_dependent(x, kernel, cpu=winograd, default=functools.partial(_plain, stride=1))
 
 
 def _conv3x3_backward(saved, gradient):
@@ -147,7 +141,7 @@ def _conv3x3_backward(saved, gradient):
         return winograd(gradient, turned), kernel_gradient
 
     def elsewhere(x, kernel, gradient):
-        return jax.vjp(_plain_3x3, x, kernel)[1](gradient)
+        return jax.vjp(functools.partial(_plain, stride=1), x, kernel)[1](gradient)
 
     return jax.lax.platform_dependent(*saved, gradient, cpu=on_cpu, default=elsewhere)
 
@@ -182,7 +176,3 @@ def _both_axes(transform: Callable[[list[jax.Array]], list[jax.Array]], grid: Gr
     """Applies a transform of lists to the columns of a grid and then to its rows."""
     columns = [transform(list(column)) for column in zip(*grid, strict=True)]
     return [transform(list(row)) for row in zip(*columns, strict=True)]
-
-
-def _plain_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return conv2d(x, kernel, 1, 1)

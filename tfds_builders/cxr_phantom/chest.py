@@ -111,7 +111,7 @@ class Chest:
         half = (0.0105 + 0.00012 * np.arange(posterior.shape[1]))[:, None] + np.zeros(posterior.shape[2])
         fade = ticks(1, 0.8, anterior.shape[2]) * 0.0125
         posterior_bands = c.fixed(_bands(posterior, half, 0.62 * half))
-        anterior_bands = c.fixed(_bands(anterior, fade)[0]), c.fixed(_bands(anterior[:, :, :-1], 0.7 * fade[:-1])[0])
+        anterior_bands = c.fixed(ribbon(anterior, fade)), c.fixed(ribbon(anterior[:, :, :-1], 0.7 * fade[:-1]))
         count = clavicles.shape[1]
         clavicle_bands = c.fixed(_bands(clavicles, ticks(0.0175, 0.0125, count), ticks(0.0115, 0.007, count)))
         for s, side in enumerate(SIDES):
@@ -191,11 +191,8 @@ class Chest:
 
 
 def _bands(paths: np.ndarray, *half_widths: np.ndarray) -> np.ndarray:
-    """`ribbon` of all paths [..., N, 2] with each half width [N] or [P, N]: [widths, ..., 2N, 2]."""
-    widths = np.empty((len(half_widths), *paths.shape[:-1]))
-    for at, half in enumerate(half_widths):
-        widths[at] = half
-    return ribbon(np.broadcast_to(paths, (len(half_widths), *paths.shape)), widths)
+    """`ribbon` of all paths [S, ..., N, 2] with each half width [..., N]: [widths, S, ..., 2N, 2]."""
+    return ribbon(np.stack([paths] * len(half_widths)), np.stack(half_widths)[:, None])
 
 
 def _add(plane: np.ndarray, weight: float, layer: np.ndarray) -> None:
