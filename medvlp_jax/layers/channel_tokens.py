@@ -83,25 +83,26 @@ def shrink_maps(
 
 
 def channel_tokens(
-    stages: Sequence[Float[Array, "B H W C"]], indices: Sequence[Int[Array, " k"]], *, grid: int = GRID
-) -> Float[Array, "B K T"]:
+    stages: Sequence[Float[Array, "B H W C"]], indices: Sequence[Int[Array, "*draws k"]], *, grid: int = GRID
+) -> Float[Array, "B *draws K T"]:
     """Tokens of the chosen channels: each map pooled to grid×grid and flattened row by row.
 
     Args:
       stages: feature maps of the stages, NHWC; `shrink_maps` of them give the same tokens for less work.
-      indices: chosen channels per stage.
+      indices: chosen channels per stage, of one draw or of several, for which every map is read once.
       grid: side of the pooled map.
 
-    Returns: B×K×grid², K the number of chosen channels over all stages, in stage order.
+    Returns: per draw B×K×grid², K the number of chosen channels over all stages, in stage order.
     """
     tokens = []
     for map_BxHxWxC, index_k in zip(stages, indices, strict=True):
         # Selection as a product with one-hot columns: exact, and its gradient is a matmul instead of a scatter.
-        pick_CxK = jax.nn.one_hot(index_k, map_BxHxWxC.shape[-1], dtype=map_BxHxWxC.dtype, axis=0)
+        pick_CxK = jax.nn.one_hot(index_k.reshape(-1), map_BxHxWxC.shape[-1], dtype=map_BxHxWxC.dtype, axis=0)
         chosen_BxHxWxK = jnp.matmul(map_BxHxWxC, pick_CxK, precision=lax.Precision.HIGHEST)
         pooled_BxGxGxK = _pool(chosen_BxHxWxK, grid)
-        tokens.append(pooled_BxGxGxK.reshape(-1, grid * grid, len(index_k)).swapaxes(1, 2))
-    return jnp.concatenate(tokens, axis=1)
+        token_BxKxT = pooled_BxGxGxK.reshape(-1, grid * grid, pick_CxK.shape[1]).swapaxes(1, 2)
+        tokens.append(token_BxKxT.reshape(-1, *index_k.shape, grid * grid))
+    return jnp.concatenate(tokens, axis=-2)
 
 
 def _pool(x: Float[Array, "... H W C"], grid: int) -> Float[Array, "... grid grid C"]:
@@ -126,12 +127,27 @@ def _pool_on_cpu(x_NxHxWxC: Array, *, grid: int) -> Array:
 
 
 def _pool_line(x: Float[Array, "N L F"], grid: int) -> Float[Array, "N grid F"]:
-    if x.shape[1] == grid:
-        return x
+    return x if x.shape[1] == grid else _lines_product(x, x.shape[1], grid)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _lines_product(x: Float[Array, "N L F"], length: int, grid: int) -> Float[Array, "N grid F"]:
+    """The pooling matrix times every x_LxF. Its gradient multiplies by the transposed matrix, made as such beforehand:
+    XLA's CPU product of a batch that contracts the first matrices' rows takes some five times as long."""
+    return _batched_product(pooling_matrix(length, grid), x)
+
+
+_lines_product.defvjp(
+    lambda x, length, grid: (_lines_product(x, length, grid), None),
+    lambda length, grid, _, gradient: (_batched_product(pooling_matrix(length, grid).T, gradient),),
+)
+
+
+def _batched_product(matrix: np.ndarray, x: Float[Array, "N L F"]) -> Float[Array, "N M F"]:
     # The matrix is repeated for every row of the batch: a batched product leaves x where it is, the plain one
     # transposes it.
-    matrix = jnp.broadcast_to(jnp.asarray(pooling_matrix(x.shape[1], grid), x.dtype), (x.shape[0], grid, x.shape[1]))
-    return jnp.matmul(matrix, x, precision=lax.Precision.HIGHEST)
+    matrices = jnp.broadcast_to(jnp.asarray(matrix, x.dtype), (x.shape[0], *matrix.shape))
+    return jnp.matmul(matrices, x, precision=lax.Precision.HIGHEST)
 
 
 def _pool_elsewhere(x_NxHxWxC: Array, *, grid: int) -> Array:
