@@ -187,10 +187,10 @@ def command(
 # Hardly any optimisation: half the processor time of compiling a step. Most programs of the tests run once or twice.
 CHEAP = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_parallel_codegen_split_count=2"
+    "--xla_cpu_parallel_codegen_split_count=1"
 )
-if jax.__version_info__ < (0, 11):  # later versions end a process that names the flag
-    CHEAP += " --xla_cpu_use_fusion_emitters=false"
+if jax.__version_info__ < (0, 11):  # later versions may not know them, and end a process that names such a flag
+    CHEAP += " --xla_cpu_use_fusion_emitters=false --xla_cpu_opt_preset=FAST_COMPILE"
 
 
 def environment(devices: int = 1, frameworks: bool = False) -> dict[str, str]:
