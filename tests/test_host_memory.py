@@ -7,7 +7,7 @@ import pytest
 
 # The first thread sleeps through this; the second never saw the large block in use, so that it is all surplus.
 HELD = """
-import ctypes, sys, threading, time
+import sys, time
 import numpy as np
 from medvlp_jax import host_memory
 
@@ -18,9 +18,7 @@ behind = np.full(1 << 20, 7, np.uint8)  # without it the block would be part of 
 del block
 if sys.argv[1] == "looked after":
     host_memory._PAUSE_S = 0.05
-    libc = ctypes.CDLL(None)
-    libc.mallinfo2.restype = host_memory._Mallinfo2
-    threading.Thread(target=host_memory._give_back_surplus, args=(libc,), daemon=True).start()
+    host_memory.keep_freed_memory()
     end = time.monotonic() + 20
     while host_memory._resident() > 300 << 20 and time.monotonic() < end:
         time.sleep(0.05)

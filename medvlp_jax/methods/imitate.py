@@ -173,10 +173,11 @@ def read_tokens(
     widths = [stage_map.shape[-1] for stage_map in maps]
     token_sets = []
     for view in range(shape[1]):
-        of_view = (jax.random.key(read.eval_seed), 0) if key is None else (key, view)
-        draws = range(read.eval_draws if key is None else read.draws)
-        draw_indices = [draw_channels(read, widths, *of_view, draw) for draw in draws]
-        indices = [jnp.stack(of_stage) for of_stage in zip(*draw_indices, strict=True)]
+        if key is None:
+            draws = evaluation_channels(read, widths)
+        else:
+            draws = [draw_channels(read, widths, key, view, draw) for draw in range(read.draws)]
+        indices = [jnp.stack(of_stage) for of_stage in zip(*draws, strict=True)]
         token_sets.append(channel_tokens([m[:, view] for m in maps], indices, grid=read.grid))
     return jnp.concatenate(token_sets, axis=1)
 

@@ -63,6 +63,25 @@ def test_maps_pooled_beforehand_give_the_same_tokens_and_gradients():
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+def test_several_draws_at_once_equal_one_after_another():
+    rng = np.random.default_rng(0)
+    stages = [rng.normal(size=(2, n, n, c)).astype(np.float32) for n, c in ((6, 5), (3, 7))]
+    draws = [(jnp.array([4, 0, 4]), jnp.array([6, 6])), (jnp.array([1, 2, 3]), jnp.array([5, 0]))]
+    together = ct.channel_tokens(stages, [jnp.stack(of_stage) for of_stage in zip(*draws, strict=True)], grid=4)
+    assert together.shape == (2, 2, 5, 16)
+    for i, indices in enumerate(draws):
+        np.testing.assert_allclose(together[:, i], ct.channel_tokens(stages, indices, grid=4), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 7, 3), (2, 3, 4, 3)])
+def test_the_gradient_of_pooling_on_cpus_is_that_of_the_products(shape):
+    rng = np.random.default_rng(0)
+    x, cotangent = (jnp.asarray(rng.normal(size=size).astype(np.float32)) for size in (shape, (2, 4, 4, 3)))
+    ours, theirs = (jax.vjp(lambda x, f=f: f(x, grid=4), x) for f in (ct._pool_on_cpu, ct._pool_elsewhere))
+    np.testing.assert_allclose(ours[0], theirs[0], atol=1e-6)
+    np.testing.assert_allclose(ours[1](cotangent)[0], theirs[1](cotangent)[0], atol=1e-6)
+
+
 def full_attention(params, tokens, length, heads, mask_padding):
     """All rows of x + attention(x) in float64, of which the branch uses the last."""
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
