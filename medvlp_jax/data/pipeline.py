@@ -142,6 +142,22 @@ class _MakeEvalExample(_MakeExample):
         return {**example, "_mask": np.bool_(index >= 0)}
 
 
+@dataclasses.dataclass(frozen=True)
+class _Groups:
+    """`size` examples in a row as one element, so that Grain does its work per element once for all of them."""
+
+    order: _TrainOrder | _EvalOrder
+    make: _MakeExample
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.order) // self.size
+
+    def __getitem__(self, group: int) -> list[dict[str, Any]]:
+        first = int(group) * self.size
+        return [self.make(self.order[i]) for i in range(first, first + self.size)]
+
+
 def _describe(source: Source) -> str:
     name, split = getattr(source, "name", type(source).__name__), getattr(source, "split", None)
     return f"data set {name!r}" + (f", split {split!r}" if split else "")
@@ -246,7 +262,7 @@ def _share(source: Source, batch_size: int, process_index: int, process_count: i
 
 def _batches(
     order: _TrainOrder | _EvalOrder,
-    make: Callable[[tuple[int, int]], dict[str, Any]],
+    make: _MakeExample,
     local_size: int,
     *,
     num_threads: int | None,
@@ -258,19 +274,18 @@ def _batches(
     if num_threads < 1 or prefetch < 1 or workers < 0:
         raise ValueError(f"{num_threads=}, {prefetch=} and {workers=}: the first two must be positive, workers >= 0.")
     _one_opencv_thread()
-    examples = grain.MapDataset.source(order).map(make)
     if not workers:
         # Several examples at a time: a thread is handed its work, and the interpreter's lock, less often.
         most = min(_GROUP, prefetch // (2 * max(num_threads, 1)))
         size = max((n for n in range(2, most + 1) if local_size % n == 0), default=1)
         options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=-(-prefetch // size))
-        groups = examples.batch(size, drop_remainder=True, batch_fn=tuple).to_iter_dataset(options)
+        groups = grain.MapDataset.source(_Groups(order, make, size)).to_iter_dataset(options)
         return iter(groups.batch(local_size // size, drop_remainder=True, batch_fn=_stack_groups))
     # Grain deals elements out to workers in turn, so an element must be a whole batch for the order to stay the same.
     if not absl.flags.FLAGS.is_parsed():
         absl.flags.FLAGS.mark_as_parsed()  # Grain's workers read flags; a notebook or test never parses any
     ahead = -(-prefetch // (local_size * workers))
-    batches = examples.batch(local_size, drop_remainder=True, batch_fn=_stack)
+    batches = grain.MapDataset.source(_Groups(order, make, local_size)).map(_stack)
     stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads))
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead)
     return iter(stream.mp_prefetch(options, worker_init_fn=_one_opencv_thread))
