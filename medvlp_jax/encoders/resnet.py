@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from medvlp_jax.encoders.convolution import square_conv
 from medvlp_jax.layers.norm import BatchNorm, StatsScope
+from medvlp_jax.layers.residual import relu
 
 # depth -> (block, blocks per stage)
 DEPTHS: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -143,8 +144,8 @@ class BasicBlock(nn.Module):
         y = conv(self.features, 3, self.stride, name="conv1")(x)
         y = relu(self.norm(name="norm1")(y, train=train))
         y = conv(self.features, 3, name="conv2")(y)
-        y = self.norm(name="norm2", scale_init=_last_scale_init(self.zero_init_last_bn))(y, train=train)
-        return relu(y + _shortcut(x, y.shape[-1], self.stride, conv, self.norm, train))
+        norm = self.norm(name="norm2", scale_init=_last_scale_init(self.zero_init_last_bn))
+        return norm(y, train=train, shortcut=_shortcut(x, y.shape[-1], self.stride, conv, self.norm, train))
 
 
 class Bottleneck(nn.Module):
@@ -165,20 +166,22 @@ class Bottleneck(nn.Module):
         y = relu(self.norm(name="norm2")(y, train=train))
         wide = conv(self.features * EXPANSION["bottleneck"], 1, name="conv3")
         norm = self.norm(name="norm3", scale_init=_last_scale_init(self.zero_init_last_bn))
-        y = _conv_norm(wide, norm, y, train)
-        return relu(y + _shortcut(x, y.shape[-1], self.stride, conv, self.norm, train))
+        return _conv_norm(wide, norm, y, train, _shortcut(x, wide.features, self.stride, conv, self.norm, train))
 
 
-def _conv_norm(conv: "Conv", norm: BatchNorm, x: jax.Array, train: bool) -> jax.Array:
+def _conv_norm(
+    conv: "Conv", norm: BatchNorm, x: jax.Array, train: bool, shortcut: jax.Array | None = None
+) -> jax.Array:
     """`norm(conv(x))` of a 1x1 convolution; in bfloat16 training by the moments of x where that moves fewer bytes.
 
-    Not on GPUs, whose convolutions end without the normalisation that a TPU's carry along; nothing was measured there.
+    With a shortcut the end of a residual block. No moments on GPUs, whose convolutions end without the normalisation
+    that a TPU's carry along; nothing was measured there.
     """
     widens = conv.size == 1 and conv.stride == 1 and conv.features > x.shape[-1]
     everywhere = norm.stats_scope == "global" and train and jax.default_backend() != "gpu"
     if widens and everywhere and conv.dtype == jnp.bfloat16:
-        return norm(x.astype(conv.dtype), train=True, kernel=conv(x, kernel_only=True))
-    return norm(conv(x), train=train)
+        return norm(x.astype(conv.dtype), train=True, kernel=conv(x, kernel_only=True), shortcut=shortcut)
+    return norm(conv(x), train=train, shortcut=shortcut)
 
 
 def _last_scale_init(zero: bool):
@@ -252,20 +255,6 @@ def space_to_depth_conv(x: jax.Array, kernel: jax.Array, stride: int = 2) -> jax
     kernel = kernel.reshape(taps, taps, stride * stride * c, -1)
     padding = [(taps // 2, taps // 2 - 1)] * 2
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
-@jax.custom_vjp
-def relu(x: jax.Array) -> jax.Array:
-    """max(x, 0). Its gradient asks its value where it is positive, not x, so that x need not be kept."""
-    return jnp.maximum(x, 0)
-
-
-def _relu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    y = relu(x)
-    return y, y
-
-
-relu.defvjp(_relu_forward, lambda y, gradient: (jnp.where(y > 0, gradient, 0),))
 
 
 def max_pool_3x3(x: jax.Array) -> jax.Array:

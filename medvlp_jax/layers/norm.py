@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from medvlp_jax.layers.product_norm import product_norm
+from medvlp_jax.layers.residual import join, relu
 
 StatsScope = Literal["global", "group", "frozen"]
 SCOPES: tuple[str, ...] = ("global", "group", "frozen")
@@ -46,7 +47,13 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, *, train: bool, valid_N: jax.Array | None = None, kernel: jax.Array | None = None
+        self,
+        x: jax.Array,
+        *,
+        train: bool,
+        valid_N: jax.Array | None = None,
+        kernel: jax.Array | None = None,
+        shortcut: jax.Array | None = None,
     ) -> jax.Array:
         """Normalises x [N, ..., C]; returns the same shape in ``dtype`` (default: the dtype of x).
 
@@ -56,6 +63,8 @@ class BatchNorm(nn.Module):
 
         ``kernel`` [1, 1, C, O]: normalises the 1x1 convolution of x with it, which is never kept (``product_norm``);
         for training with ``global`` statistics, scale and bias.
+
+        ``shortcut``, of the shape and dtype of the result: ends a residual block, `relu(normalised + shortcut)`.
 
         Raises:
             ValueError: unknown scope, rows that do not split into views or groups, or fewer than two values per
@@ -73,14 +82,15 @@ class BatchNorm(nn.Module):
         dtype = self.dtype or x.dtype
 
         if not train or self.stats_scope == "frozen":
-            return _normalize(x, running_mean.value, running_var.value, scale, bias, self.epsilon).astype(dtype)
+            statistics = running_mean.value, running_var.value
+            return _normalize(x, *statistics, scale, bias, self.epsilon, shortcut, dtype)
 
         if kernel is not None:
             count = math.prod(x.shape[:-1])
             y, mean, var = product_norm(x, kernel, scale, bias, self.epsilon)
+            y = y.astype(dtype) if shortcut is None else relu(y.astype(dtype) + shortcut)
         else:
-            y, mean, var, count = self._over_rows(x, running_mean.value, scale, bias, valid_N)
-        y = y.astype(dtype)
+            y, mean, var, count = self._over_rows(x, running_mean.value, scale, bias, valid_N, shortcut, dtype)
 
         if not self.is_initializing():
             if isinstance(count, int) and count < 2:
@@ -98,12 +108,12 @@ class BatchNorm(nn.Module):
         return y
 
     @nn.nowrap
-    def _over_rows(self, x, near, scale, bias, valid_N):
+    def _over_rows(self, x, near, scale, bias, valid_N, shortcut, dtype):
         """The normalised x, and its statistics with the number of values behind them; `near`: about the mean."""
         # init may see a batch of any size: it needs shapes, not groups, and leaves the running statistics alone.
         if self.is_initializing() or self.stats_scope == "global":
-            rows = x[None]
-            axes = tuple(range(1, x.ndim))
+            rows = x
+            axes = tuple(range(x.ndim - 1))
         else:
             rows = _split_groups(x, self.group_size, self.views)
             axes = (1, *range(3, x.ndim + 1))
@@ -111,7 +121,9 @@ class BatchNorm(nn.Module):
             groups = rows.shape[: rows.ndim - x.ndim + 1]
             valid_N = valid_N.reshape(*groups, *valid_N.shape[1:], *[1] * (x.ndim - valid_N.ndim))
         mean, var, count = _moments(rows, axes, valid_N, near)
-        return _normalize(rows, mean, var, scale, bias, self.epsilon).reshape(x.shape), mean, var, count
+        shortcut = None if shortcut is None else shortcut.reshape(rows.shape)
+        y = _normalize(rows, mean, var, scale, bias, self.epsilon, shortcut, dtype)
+        return y.reshape(x.shape), mean, var, count
 
 
 def _split_groups(x: jax.Array, group_size: int, views: int) -> jax.Array:
@@ -155,7 +167,9 @@ def _moments(
     return mean, jnp.sum(weight * jnp.square(centered), axis=axes, keepdims=True) / jnp.maximum(count, 1), count
 
 
-def _normalize(x, mean, var, scale, bias, epsilon: float) -> jax.Array:
+def _normalize(x, mean, var, scale, bias, epsilon: float, shortcut, dtype) -> jax.Array:
+    """The normalised x in `dtype`; with a shortcut the end of a residual block. mean, var: [..., C]."""
+    mean, var = (a.reshape((1,) * (x.ndim - a.ndim) + a.shape) for a in (mean, var))
     factor = jax.lax.rsqrt(var + epsilon)
     if scale is not None:
         factor = factor * scale
@@ -165,4 +179,7 @@ def _normalize(x, mean, var, scale, bias, epsilon: float) -> jax.Array:
     shift = (center - mean) * factor
     if bias is not None:
         shift = shift + bias
-    return (x.astype(jnp.float32) - center) * factor + shift
+    if shortcut is not None and x.dtype == dtype == jnp.float32:
+        return join(x, center, factor, shift, shortcut)
+    y = ((x.astype(jnp.float32) - center) * factor + shift).astype(dtype)
+    return y if shortcut is None else relu(y + shortcut)
