@@ -14,6 +14,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from medvlp_jax.layers.apart import apart
+
 # Below this many channels transforms and copies cost more than the products they spare; of large maps, half as many do.
 WIDE = 128
 LARGE_MAP = 28
@@ -137,8 +139,7 @@ def _conv3x3_backward(saved, gradient):
     def on_cpu(x, kernel, gradient):
         # The gradient of x is the same convolution with the kernel turned round.
         turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-        (kernel_gradient,) = jax.vjp(lambda kernel: winograd(x, kernel), kernel)[1](gradient)
-        return winograd(gradient, turned), kernel_gradient
+        return winograd(gradient, turned), _winograd_kernel_gradient(x, kernel, gradient)
 
     def elsewhere(x, kernel, gradient):
         return jax.vjp(functools.partial(_plain, stride=1), x, kernel)[1](gradient)
@@ -151,20 +152,44 @@ conv3x3.defvjp(lambda x, kernel: (conv3x3(x, kernel), (x, kernel)), _conv3x3_bac
 
 def winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`conv2d(x, kernel, 1, 1)` for 3x3 kernels by F(2x2, 3x3): tiles of 2x2 outputs from 4x4 inputs."""
-    n, h, w, channels = x.shape
-    rows, columns = (h + 1) // 2, (w + 1) // 2
-    x = jnp.pad(x, ((0, 0), (1, 1 + h % 2), (1, 1 + w % 2), (0, 0)))
+    tiles, taps = _tiles(x), _taps(kernel)
+    # Sixteen products and not one batched: every factor is made by one fusion and is still in cache when it is used.
+    return _untile([[tiles[i][j] @ taps[i][j] for j in range(4)] for i in range(4)], (*x.shape[:3], kernel.shape[3]))
+
+
+def _winograd_kernel_gradient(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> jax.Array:
+    tiles = _tiles(x)
+    product = jax.ShapeDtypeStruct((tiles[0][0].shape[0], kernel.shape[3]), gradient.dtype)
+    outputs = functools.partial(_untile, shape=gradient.shape)
+    # Apart: the gradient mostly comes from a normalisation, which all sixteen would repeat.
+    (products,) = apart(jax.linear_transpose(outputs, [[product] * 4] * 4))(gradient)
+    taps = [[_row_products(tiles[i][j], products[i][j]) for j in range(4)] for i in range(4)]
+    return jax.vjp(_taps, kernel)[1](taps)[0]
+
+
+def _tiles(x: jax.Array) -> Grid:
+    """4x4 arrays [N * tiles, I]: element (i, j) of every tile, transformed."""
+    channels, rows, columns = x.shape[3], (x.shape[1] + 1) // 2, (x.shape[2] + 1) // 2
+    x = jnp.pad(x, ((0, 0), *((1, 1 + side % 2) for side in x.shape[1:3]), (0, 0)))
     tiles = [
         [x[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2].reshape(-1, channels) for j in range(4)]
         for i in range(4)
     ]
-    tiles = _both_axes(lambda d: [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]], tiles)
-    taps = _both_axes(_transform_taps, [[kernel[i, j] for j in range(3)] for i in range(3)])
-    # Sixteen products and not one batched: every factor is made by one fusion and is still in cache when it is used.
-    products = [[tiles[i][j] @ taps[i][j] for j in range(4)] for i in range(4)]
+    return _both_axes(lambda d: [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]], tiles)
+
+
+def _taps(kernel: jax.Array) -> Grid:
+    """4x4 arrays [I, O]."""
+    return _both_axes(_transform_taps, [[kernel[i, j] for j in range(3)] for i in range(3)])
+
+
+def _untile(products: Grid, shape: tuple[int, int, int, int]) -> jax.Array:
+    """The outputs [N, H, W, O] of `shape` from 4x4 arrays [N * tiles, O]."""
+    n, h, w, channels = shape
+    rows, columns = (h + 1) // 2, (w + 1) // 2
     outputs = _both_axes(lambda m: [m[0] + m[1] + m[2], m[1] - m[2] - m[3]], products)
-    y = jnp.stack([jnp.stack(row, axis=1) for row in outputs], axis=1).reshape(n, rows, columns, 2, 2, -1)
-    return y.transpose(0, 1, 3, 2, 4, 5).reshape(n, 2 * rows, 2 * columns, -1)[:, :h, :w]
+    y = jnp.stack([jnp.stack(row, axis=1) for row in outputs], axis=1).reshape(n, rows, columns, 2, 2, channels)
+    return y.transpose(0, 1, 3, 2, 4, 5).reshape(n, 2 * rows, 2 * columns, channels)[:, :h, :w]
 
 
 def _transform_taps(g: list[jax.Array]) -> list[jax.Array]:

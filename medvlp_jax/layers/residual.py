@@ -1,14 +1,14 @@
 """The end of a residual block: its normalised branch, the shortcut and the ReLU.
 
-XLA's CPU compiler fuses elementwise operations into every reader, however many there are, and a residual chain is
-elementwise all along: the sixth block of a stage read the convolutions of the five before it once more, for its value
-and for its gradient, instead of the one output that both lead to. Here the output is made in a computation of its own,
-which is not inlined: it is written once, and everything else reads it. Accelerators decide for themselves.
+A residual chain is elementwise all along, so XLA's CPU compiler would fuse it into every reader (`layers/apart.py`):
+the sixth block of a stage read the convolutions of the five before it once more, for its value and for its gradient,
+instead of one output. Here the output is written once, and everything else reads it.
 """
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.xla_metadata import set_xla_metadata
+
+from medvlp_jax.layers.apart import apart
 
 
 @jax.custom_vjp
@@ -32,16 +32,11 @@ def join(x: jax.Array, center: jax.Array, factor: jax.Array, shift: jax.Array, s
     Args: x, shortcut: of one shape. center, factor, shift: of as many axes, those they are broadcast along of size 1;
       center gets no gradient (batch normalisation carries that of the mean in `shift`).
     """
-    return jax.lax.platform_dependent(x, center, factor, shift, shortcut, cpu=_join_apart, default=_join)
+    return jax.lax.platform_dependent(x, center, factor, shift, shortcut, cpu=apart(_join), default=_join)
 
 
 def _join(x, center, factor, shift, shortcut):
     return jnp.maximum((x - center) * factor + shift + shortcut, 0)
-
-
-def _join_apart(*operands):
-    with set_xla_metadata(inlineable="false"):
-        return jax.jit(_join)(*operands)
 
 
 def _join_forward(x, center, factor, shift, shortcut):
