@@ -88,7 +88,7 @@ class BatchNorm(nn.Module):
         if kernel is not None:
             count = math.prod(x.shape[:-1])
             y, mean, var = product_norm(x, kernel, scale, bias, self.epsilon)
-            y = y.astype(dtype) if shortcut is None else relu(y.astype(dtype) + shortcut)
+            y = _with_shortcut(y.astype(dtype), shortcut)
         else:
             y, mean, var, count = self._over_rows(x, running_mean.value, scale, bias, valid_N, shortcut, dtype)
 
@@ -181,5 +181,8 @@ def _normalize(x, mean, var, scale, bias, epsilon: float, shortcut, dtype) -> ja
         shift = shift + bias
     if shortcut is not None and x.dtype == dtype == jnp.float32:
         return join(x, center, factor, shift, shortcut)
-    y = ((x.astype(jnp.float32) - center) * factor + shift).astype(dtype)
+    return _with_shortcut(((x.astype(jnp.float32) - center) * factor + shift).astype(dtype), shortcut)
+
+
+def _with_shortcut(y: jax.Array, shortcut: jax.Array | None) -> jax.Array:
     return y if shortcut is None else relu(y + shortcut)

@@ -219,8 +219,11 @@ def test_a_block_in_bfloat16_training_is_as_exact_as_its_plain_form(monkeypatch)
 
     exact = features_and_gradients(jnp.float32)
     by_moments = features_and_gradients(jnp.bfloat16)
-    plainly = lambda conv, norm, x, train, shortcut=None: norm(conv(x), train=train, shortcut=shortcut)  # noqa: E731
-    monkeypatch.setattr(resnet, "_conv_norm", plainly)
+
+    def plain_conv_norm(conv, norm, x, train, shortcut=None):
+        return norm(conv(x), train=train, shortcut=shortcut)
+
+    monkeypatch.setattr(resnet, "_conv_norm", plain_conv_norm)
     plain = features_and_gradients(jnp.bfloat16)
     assert worst(by_moments) < 1.5 * worst(plain) < 0.2
     assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (by_moments, plain)), strict=True))
