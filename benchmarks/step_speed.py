@@ -52,11 +52,14 @@ class Sizes(NamedTuple):
 
 def our_step(kind: str, sizes: Sizes) -> Callable[[], float]:
     """Builds the step that training runs, from the config of the full recipe, on the default devices."""
+    from medvlp_jax import host_memory
+
     train_step, make_state, frozen, batch = _our_parts(kind, sizes)
     holder = [make_state()]
 
     def step() -> float:
         holder[0], metrics = train_step(holder[0], frozen, batch)
+        host_memory.settle(metrics)
         return float(metrics["loss"])
 
     return step

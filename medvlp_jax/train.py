@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from medvlp_jax import build, optim, sharding
+from medvlp_jax import build, host_memory, optim, sharding
 from medvlp_jax import config as configs
 from medvlp_jax import step as steps
 from medvlp_jax.checkpoint import Checkpoints
@@ -136,6 +136,7 @@ def _run(config: Any, workdir: Path, command: str, spent: Goodput) -> dict[str, 
             with spent.spend("compile" if compiling else "step"):
                 before = spent.seconds()["compile"]
                 state, metrics = train_step(state, parts.frozen, batch)
+                host_memory.settle(metrics)
                 if compiling:
                     jax.block_until_ready(metrics)
                     say(f"compile   {spent.seconds()['compile'] - before:.1f} s")
