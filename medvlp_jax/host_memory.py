@@ -18,6 +18,8 @@ _PAUSE_S, _SHARE, _BESIDE = 1.0, 1.25, 256 << 20
 # Of gaps: the sizes that are filled, in bytes; the compilations that leave many of them, by JAX's event and seconds.
 _SMALLEST_GAP, _LARGEST_GAP = 1 << 10, 4 << 20
 _COMPILED, _LONG_S = "/jax/core/compile/backend_compile_duration", 1.0
+# What is left free instead, in bytes.
+_ROOM = 256 << 20
 # After a result is there, XLA's thread still has to free what computing it took.
 _FREED_S = 1e-3
 _ACCELERATORS = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")
@@ -64,20 +66,24 @@ def _glibc() -> ctypes.CDLL:
     libc = ctypes.CDLL(None)
     libc.mallinfo2.restype = _Mallinfo2
     libc.malloc.restype = libc.fdopen.restype = ctypes.c_void_p
-    libc.malloc.argtypes = [ctypes.c_size_t]
+    libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
     libc.malloc_info.argtypes, libc.fclose.argtypes = [ctypes.c_int, ctypes.c_void_p], [ctypes.c_void_p]
     return libc
 
 
-def settle(tree) -> None:
+def settle(tree) -> bool:
     """On CPU, waits for the arrays of `tree` and for the memory that computing them took; elsewhere it returns at once.
 
     A step that is started before the one before it has freed its temporaries takes as many again: twice the memory,
     or, with the surplus given back, all of a step's pages anew from the kernel. Accelerators plan memory by themselves.
+
+    Returns: whether it waited.
     """
-    if jax.default_backend() == "cpu":
-        jax.block_until_ready(tree)
-        time.sleep(_FREED_S)
+    if jax.default_backend() != "cpu":
+        return False
+    jax.block_until_ready(tree)
+    time.sleep(_FREED_S)
+    return True
 
 
 def _fill_gaps(libc: ctypes.CDLL) -> int:
@@ -85,7 +91,8 @@ def _fill_gaps(libc: ctypes.CDLL) -> int:
 
     XLA's compilation of a training step leaves some 100,000 of them in all sizes. glibc sorts every freed block of over
     1 KiB into them and walks them for the next one, so that each of a step's many allocations took ten times as long.
-    What is taken is never written to: whole pages in it are given back to the kernel first.
+    What is taken is never written to: whole pages in it are given back to the kernel first. One free block is left for
+    what will outlive a step. Had it to be cut from where a step's temporaries lie, they would not fit there again.
 
     Returns: how many blocks were taken.
     """
@@ -96,6 +103,9 @@ def _fill_gaps(libc: ctypes.CDLL) -> int:
             for _ in range(count):
                 libc.malloc(size)
             taken += count
+    room = libc.malloc(_ROOM)
+    libc.malloc(_SMALLEST_GAP)  # keeps the room from growing together with what follows
+    libc.free(room)
     return taken
 
 

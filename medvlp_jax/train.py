@@ -108,7 +108,7 @@ def _run(config: Any, workdir: Path, command: str, spent: Goodput) -> dict[str, 
         )
 
     # -- the loop
-    number, pending = first_step, None
+    number, unread = first_step, []
     batches = pipeline.train_batches(
         KeptSource(parts.train, config.data.memory_mib) if config.data.memory_mib else parts.train,
         parts.augment,
@@ -136,7 +136,7 @@ def _run(config: Any, workdir: Path, command: str, spent: Goodput) -> dict[str, 
             with spent.spend("compile" if compiling else "step"):
                 before = spent.seconds()["compile"]
                 state, metrics = train_step(state, parts.frozen, batch)
-                host_memory.settle(metrics)
+                settled = host_memory.settle(metrics)
                 if compiling:
                     jax.block_until_ready(metrics)
                     say(f"compile   {spent.seconds()['compile'] - before:.1f} s")
@@ -149,27 +149,25 @@ def _run(config: Any, workdir: Path, command: str, spent: Goodput) -> dict[str, 
                 index_B = multihost_utils.process_allgather(batch["index"], tiled=True)
                 if consumed is not None:
                     consumed(number, index_B)
-            # Metrics are read one step late, so that the host never waits for the devices it should feed.
-            if pending is not None:
-                _report(*pending, config, writer, progress, say, spent)
-            pending = (number, metrics)
-
+            unread.append((number, metrics))
             done = number == parts.total_steps
             stopping = stop.requested(checkpoints, number)
             evaluating = not done and config.eval_every_steps and number % config.eval_every_steps == 0
             saving = done or stopping or (config.checkpoint_every_steps and number % config.checkpoint_every_steps == 0)
             if saving or evaluating:
                 watch.rest()
-                _report(*pending, config, writer, progress, say, spent)
-                pending = None
-                if saving:
-                    with spent.spend("checkpoint"):
-                        save(number)
-                if evaluating and not stopping:
-                    with spent.spend("evaluation"):
-                        results = scorer(state, config.data.eval_split, config.evaluators)
-                    writer.scalars(number, flat(results))
-                    say(f"step {number}/{parts.total_steps} {config.data.eval_split}: {brief(results)}")
+            # Metrics are read one step late where the host should not wait for the devices it feeds.
+            late = 0 if settled or saving or evaluating else 1
+            while len(unread) > late:
+                _report(*unread.pop(0), config, writer, progress, say, spent)
+            if saving:
+                with spent.spend("checkpoint"):
+                    save(number)
+            if evaluating and not stopping:
+                with spent.spend("evaluation"):
+                    results = scorer(state, config.data.eval_split, config.evaluators)
+                writer.scalars(number, flat(results))
+                say(f"step {number}/{parts.total_steps} {config.data.eval_split}: {brief(results)}")
             if stopping and not done:
                 break
         with spent.spend("checkpoint"):
