@@ -86,27 +86,22 @@ def settle(tree) -> bool:
     return True
 
 
-def _fill_gaps(libc: ctypes.CDLL) -> int:
+def _fill_gaps(libc: ctypes.CDLL) -> None:
     """Takes the free blocks between what lives for good, for their memory to go back and glibc's lists to be short.
 
     XLA's compilation of a training step leaves some 100,000 of them in all sizes. glibc sorts every freed block of over
     1 KiB into them and walks them for the next one, so that each of a step's many allocations took ten times as long.
     What is taken is never written to: whole pages in it are given back to the kernel first. One free block is left for
     what will outlive a step. Had it to be cut from where a step's temporaries lie, they would not fit there again.
-
-    Returns: how many blocks were taken.
     """
     libc.malloc_trim(0)
-    taken = 0
     for _ in range(3):  # a taken block's remainder is a gap again
         for size, count in reversed(_gaps(libc)):
             for _ in range(count):
                 libc.malloc(size)
-            taken += count
     room = libc.malloc(_ROOM)
     libc.malloc(_SMALLEST_GAP)  # keeps the room from growing together with what follows
     libc.free(room)
-    return taken
 
 
 def _gaps(libc: ctypes.CDLL) -> list[tuple[int, int]]:

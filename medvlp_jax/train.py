@@ -154,10 +154,11 @@ def _run(config: Any, workdir: Path, command: str, spent: Goodput) -> dict[str, 
             stopping = stop.requested(checkpoints, number)
             evaluating = not done and config.eval_every_steps and number % config.eval_every_steps == 0
             saving = done or stopping or (config.checkpoint_every_steps and number % config.checkpoint_every_steps == 0)
-            if saving or evaluating:
+            pausing = saving or evaluating
+            if pausing:
                 watch.rest()
             # Metrics are read one step late where the host should not wait for the devices it feeds.
-            late = 0 if settled or saving or evaluating else 1
+            late = 0 if settled or pausing else 1
             while len(unread) > late:
                 _report(*unread.pop(0), config, writer, progress, say, spent)
             if saving:
