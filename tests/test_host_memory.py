@@ -74,7 +74,7 @@ def test_gaps_are_filled_after_a_long_compilation():
         return count, given_back
 
     count, _ = gaps_and_mib_given_back(1e9)
-    assert count > 2000
+    assert count > 1000  # JAX's start takes some of the 2000 and leaves others
     count, given_back = gaps_and_mib_given_back(0.0)
     assert count < 200
     assert given_back > 30  # of some 100 MB in gaps, their whole pages, less what JAX's start took
