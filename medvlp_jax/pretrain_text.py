@@ -29,6 +29,7 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
+from medvlp_jax import compiler
 from medvlp_jax.data import tokenizer as tokenizers
 from medvlp_jax.data.masked_text import Batch, Corpus, Pairs
 from medvlp_jax.data.pipeline import Source
@@ -144,7 +145,7 @@ def _stage(
         updates, opt_state = tx.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), sums
 
-    step_fn = jax.jit(step_fn, donate_argnums=0)
+    step_fn = compiler.jit(step_fn, donate_argnums=0)
     state = (params, tx.init(params))
     sums, tokens, logged, start = 0.0, 0, 0, time.monotonic()
     for step, batch in zip(range(1, steps + 1), batches, strict=False):

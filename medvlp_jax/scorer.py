@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from medvlp_jax import build, evaluators, sharding, trained
+from medvlp_jax import build, compiler, evaluators, sharding, trained
 from medvlp_jax import step as steps
 from medvlp_jax.data import pipeline, preprocess
 from medvlp_jax.data.record_ids import check_disjoint
@@ -61,9 +61,9 @@ class Scorer:
             return {"loss": loss, **terms}, jnp.sum(batch["_mask"])
 
         everywhere = sharding.replicated(parts.mesh)
-        self._embed = jax.jit(embed, static_argnums=(3, 4, 5), out_shardings=everywhere)
-        self._terms = jax.jit(terms, out_shardings=everywhere)
-        self._local_scores = jax.jit(local_scores, out_shardings=everywhere)
+        self._embed = compiler.jit(embed, static_argnums=(3, 4, 5), out_shardings=everywhere)
+        self._terms = compiler.jit(terms, out_shardings=everywhere)
+        self._local_scores = compiler.jit(local_scores, out_shardings=everywhere)
         self._read_texts = trained.text_reader(model, config, parts.tower, places=everywhere)
         self._view = trained.evaluation_view(config)
 

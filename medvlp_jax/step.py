@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from medvlp_jax import optim, sharding
+from medvlp_jax import compiler, optim, sharding
 from medvlp_jax.losses.schedules import Sweep
 from medvlp_jax.methods import Method
 from medvlp_jax.text_tower import TextTower
@@ -165,8 +165,9 @@ def embed(
 def compile_train_step(train_step: Callable, target: dict[str, Any], mesh: Mesh) -> Callable:
     """`train_step` jitted for the mesh: state donated and kept on its shardings, metrics replicated."""
     places = jax.tree.map(lambda s: s.sharding, target)
-    return jax.jit(
+    return compiler.jit(
         train_step,
+        platform=mesh.devices.flat[0].platform,
         in_shardings=(places, sharding.replicated(mesh), sharding.batch_sharding(mesh)),
         out_shardings=(places, sharding.replicated(mesh)),
         donate_argnums=0,

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from medvlp_jax import compiler
 from medvlp_jax.data import tokenizer as tokenizers
 from medvlp_jax.data.text_cache import cache_key
 from medvlp_jax.encoders import bert
@@ -219,7 +220,7 @@ def lengths(tower: TextTower) -> list[int]:
 
 def encode_function(tower: TextTower) -> Callable[..., np.ndarray]:
     """`encode(texts) -> float32 [n, E]`, compiled per number of texts and padded length."""
-    encode, own = jax.jit(tower.encode), jax.device_put(tower.variables)
+    encode, own = compiler.jit(tower.encode), jax.device_put(tower.variables)
 
     def run(texts: Sequence[str]) -> np.ndarray:
         return np.asarray(encode(own, *tower.tokenizer.encode(list(texts), tower.max_length, lengths(tower))))

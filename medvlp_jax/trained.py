@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt8
 
-from medvlp_jax import build, methods, sharding, text_tower
+from medvlp_jax import build, compiler, methods, sharding, text_tower
 from medvlp_jax import config as configs
 from medvlp_jax import step as steps
 from medvlp_jax.checkpoint import Checkpoints
@@ -75,7 +75,7 @@ def open_run(workdir: str | Path, *, step: int | None = None, data_dir: str | Pa
         model,
         variables,
         tower,
-        image_tower=jax.jit(lambda variables, image: model.apply(variables, image, method="embed_image")),
+        image_tower=compiler.jit(lambda variables, image: model.apply(variables, image, method="embed_image")),
         read_texts=text_reader(model, config, tower),
         view=evaluation_view(config),
     )
@@ -111,7 +111,7 @@ def text_reader(
         read = embed_text_fields(model, variables, fields, sections)
         return read if local else read.replace(local=None)
 
-    embed = jax.jit(embed, static_argnums=2, **({} if places is None else {"out_shardings": places}))
+    embed = compiler.jit(embed, static_argnums=2, **({} if places is None else {"out_shardings": places}))
 
     def tokens(texts):
         cleaned = list(texts) if rule == "simple" else [rejoined(text, rule) for text in texts]

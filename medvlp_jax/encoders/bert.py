@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from medvlp_jax.encoders.transformer import FeedForward, SelfAttention, activation, key_bias, layer_norm
+from medvlp_jax.encoders.transformer import FeedForward, LayerNorm, SelfAttention, activation, key_bias
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Bert(nn.Module):
         if token_types is None:
             token_types = jnp.zeros((1, length), jnp.int32)
         x = inputs_embeds + token_type(token_types) + position(jnp.arange(length))
-        x = layer_norm(config.layer_norm_eps, self.dtype, "norm")(x)
+        x = LayerNorm(config.layer_norm_eps, self.dtype, name="norm")(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
 
         bias = key_bias(mask)
@@ -168,11 +168,11 @@ class BertLayer(nn.Module):
         attended, weights = SelfAttention(
             config.num_attention_heads, self.dropout, kernel_init=init, dtype=self.dtype, name="attention"
         )(x, bias, train=train)
-        x = layer_norm(config.layer_norm_eps, self.dtype, "attention_norm")(x + drop(attended))
+        x = LayerNorm(config.layer_norm_eps, self.dtype, name="attention_norm")(x + drop(attended))
         h = FeedForward(
             config.intermediate_size, config.hidden_act, kernel_init=init, dtype=self.dtype, name="feed_forward"
         )(x)
-        x = layer_norm(config.layer_norm_eps, self.dtype, "feed_forward_norm")(x + drop(h))
+        x = LayerNorm(config.layer_norm_eps, self.dtype, name="feed_forward_norm")(x + drop(h))
         return _resized(x, room), weights
 
 
@@ -238,7 +238,7 @@ class MaskedLMHead(nn.Module):
         config = self.config
         init = nn.initializers.normal(config.initializer_range)
         h = nn.Dense(config.hidden_size, dtype=self.dtype, kernel_init=init, name="transform")(hidden)
-        h = layer_norm(config.layer_norm_eps, self.dtype, "norm")(activation(config.hidden_act)(h))
+        h = LayerNorm(config.layer_norm_eps, self.dtype, name="norm")(activation(config.hidden_act)(h))
         bias = self.param("bias", nn.initializers.zeros, (config.vocab_size,))
         logits = h @ word_table.astype(self.dtype).T
         return logits.astype(jnp.float32) + bias

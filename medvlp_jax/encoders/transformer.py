@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from medvlp_jax.layers.apart import apart
 from medvlp_jax.layers.head_projection import HeadProjection, flat_init
 from medvlp_jax.layers.product import dot_general
 
@@ -56,9 +57,27 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     return ACTIVATIONS[name]
 
 
-def layer_norm(epsilon: float, dtype: Any, name: str) -> nn.LayerNorm:
-    """LayerNorm with a two-pass variance."""
-    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
+class LayerNorm(nn.Module):
+    """Normalises x [..., E] over its last axis, in float32 with a two-pass variance: params `scale` and `bias` [E].
+
+    Apart on CPU: XLA would make one fusion of the sums and all products around them (`layers/apart.py`).
+    """
+
+    epsilon: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+
+        def normalize(x, scale, bias):
+            x = x.astype(jnp.float32)
+            centered = x - jnp.mean(x, axis=-1, keepdims=True)
+            var = jnp.mean(jnp.square(centered), axis=-1, keepdims=True)
+            return (centered * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias).astype(self.dtype)
+
+        return jax.lax.platform_dependent(x, scale, bias, cpu=apart(normalize), default=normalize)
 
 
 def linear_around(module: nn.Module, x: jax.Array, part: jax.Array) -> jax.Array:
