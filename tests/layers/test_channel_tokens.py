@@ -50,6 +50,16 @@ def test_tokens_are_pooled_maps_of_the_chosen_channels():
     np.testing.assert_array_equal(tokens[:, 0], tokens[:, 2])  # drawn twice
 
 
+def test_a_channel_drawn_twice_gets_both_gradients():
+    rng = np.random.default_rng(0)
+    stage, cotangent = rng.normal(size=(2, 4, 4, 5)).astype(np.float32), rng.normal(size=(2, 3, 16))
+    _, pull = jax.vjp(lambda s: ct.channel_tokens([s], [jnp.array([4, 0, 4])], grid=4), stage)
+    expected = np.zeros(stage.shape)
+    for token, channel in enumerate((4, 0, 4)):
+        expected[..., channel] += cotangent[:, token].reshape(2, 4, 4)
+    np.testing.assert_allclose(pull(cotangent.astype(np.float32))[0], expected, atol=1e-6)
+
+
 def test_maps_pooled_beforehand_give_the_same_tokens_and_gradients():
     rng = np.random.default_rng(0)
     stages = [rng.normal(size=(2, n, n, c)).astype(np.float32) for n, c in ((12, 5), (4, 6), (3, 7))]
