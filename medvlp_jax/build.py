@@ -167,7 +167,7 @@ def load_pretrained(parts: Parts, state: dict[str, Any]) -> dict[str, Any]:
     state, weights = load_text(parts, state), parts.config.model.trunk.weights
     if not weights:
         return state
-    trunk = towers.trunk(parts.config.model, parts.config.image.views)
+    trunk = towers.trunk(parts.config.model, parts.config.image)
     if isinstance(trunk, ViT):
         loaded = load_vit(weights, trunk)
     else:

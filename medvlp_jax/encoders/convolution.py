@@ -10,9 +10,11 @@ compiling the strided 1x1 product for an H100 ("subdim_size_accumulator == dim_s
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from medvlp_jax.layers.apart import apart
 
@@ -21,6 +23,7 @@ WIDE = 128
 LARGE_MAP = 28
 
 Grid = list[list[jax.Array]]
+Colours = tuple[tuple[float, float], ...]
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
@@ -28,6 +31,73 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Ar
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
+
+
+def check_channels(trunk: str, image: jax.Array, in_channels: int, colours: Colours) -> None:
+    """Raises ValueError for images [N, H, W, C] or colours that a trunk with so many channels does not take."""
+    if image.shape[-1] not in (1, in_channels):
+        raise ValueError(f"{trunk} takes images with 1 or {in_channels} channels, got shape {image.shape}.")
+    if len(colours) not in (0, in_channels):
+        raise ValueError(
+            f"{trunk} has in_channels={in_channels}, but images come with statistics of {len(colours)} channels. "
+            "Use as many in image.mean and image.std, or set model.trunk.in_channels."
+        )
+
+
+def spread(grey: jax.Array, colours: Colours) -> jax.Array:
+    """Channels `factor * grey + offset` of [..., 1], one per pair of `colours`, float32."""
+    factor_C, offset_C = np.asarray(colours, np.float32).T
+    return grey * factor_C + offset_C
+
+
+def grey_conv(
+    conv: Callable[[jax.Array, jax.Array], jax.Array], grey: jax.Array, kernel: jax.Array, colours: Colours, dtype: Any
+) -> jax.Array:
+    """`conv(spread(grey, colours), kernel)` of grey [N, H, W, 1] and a kernel [s, s, C, O], computed in `dtype`.
+
+    Channels that are multiples of one another are one, with the sum of their kernels. Offsets are the same for all
+    images and differ at padded edges only: on CPU they are a convolution of their own, so that ResNet's stem has a
+    third of the products and, in the gradient of its kernel, of the patches.
+    """
+    factor_Cx1, offset_Cx1 = np.asarray(colours, np.float32).T[..., None]
+
+    def of_one(channel, parts_Cx1, kernel):
+        return conv(channel.astype(dtype), jnp.sum(kernel * parts_Cx1, axis=2, keepdims=True).astype(dtype))
+
+    def of_two(grey, kernel):
+        edges = of_one(jnp.ones_like(grey[:1]), offset_Cx1, kernel)
+        return of_one(grey, factor_Cx1, kernel) + _repeated(edges, grey.shape[0])
+
+    def gradients(grey, kernel, gradient):
+        return jax.vjp(of_two, grey, kernel)[1](gradient)
+
+    def backward(saved, gradient):
+        # Apart: both convolutions read the gradient, which mostly comes from a normalisation, and would repeat it.
+        return tuple(apart(lambda *parts, i=i: gradients(*parts)[i])(*saved, gradient) for i in range(2))
+
+    on_cpu = jax.custom_vjp(of_two)
+    on_cpu.defvjp(lambda *parts: (of_two(*parts), parts), backward)
+
+    def of_all(grey, kernel):
+        return conv(spread(grey, colours).astype(dtype), kernel.astype(dtype))
+
+    if not offset_Cx1.any():
+        return of_one(grey, factor_Cx1, kernel)
+    return jax.lax.platform_dependent(grey, kernel, cpu=on_cpu, default=of_all)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _repeated(x: jax.Array, n: int) -> jax.Array:
+    """x [1, ...] as [n, ...]. Its gradient is a product: XLA's CPU sum over a first axis takes 20 times as long."""
+    return jnp.broadcast_to(x, (n, *x.shape[1:]))
+
+
+def _repeated_backward(n, _, gradient):
+    total = jnp.matmul(jnp.ones((1, n), gradient.dtype), gradient.reshape(n, -1), precision=jax.lax.Precision.HIGHEST)
+    return (total.reshape(1, *gradient.shape[1:]),)
+
+
+_repeated.defvjp(lambda x, n: (_repeated(x, n), None), _repeated_backward)
 
 
 def square_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -49,25 +119,25 @@ def _plain(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def strided_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """`conv2d` padded by (s - 1) / 2; on CPU the gradient of its kernel is one product of the patches that it reads.
+    """`conv2d` padded by (s - 1) / 2; on CPU both gradients are products with the patches that it reads.
 
-    XLA's own is a convolution whose kernel is the whole map; that of ResNet-50's stem takes three times as long.
+    XLA's own for the kernel is a convolution whose kernel is the whole map; that of ResNet-50's stem takes three times
+    as long. Its own for x takes 1.3 times as long.
     """
     return _plain(x, kernel, stride)
 
 
 def _strided_conv_backward(stride, saved, gradient):
-    x, kernel = saved
-    (x_gradient,) = jax.vjp(lambda x: _plain(x, kernel, stride), x)[1](gradient)
-
     def on_cpu(x, kernel, gradient):
-        patches = _patches(x, kernel.shape[0], stride, gradient.shape[1:3])
-        return _row_products(patches, gradient.reshape(-1, gradient.shape[-1])).reshape(kernel.shape)
+        patches, spread = jax.vjp(lambda x: _patches(x, kernel.shape[0], stride, gradient.shape[1:3]), x)
+        row_gradient = gradient.reshape(-1, gradient.shape[-1])
+        (x_gradient,) = spread(row_gradient @ kernel.reshape(-1, kernel.shape[-1]).T)
+        return x_gradient, _row_products(patches, row_gradient).reshape(kernel.shape)
 
     def elsewhere(x, kernel, gradient):
-        return jax.vjp(lambda kernel: _plain(x, kernel, stride), kernel)[1](gradient)[0]
+        return jax.vjp(functools.partial(_plain, stride=stride), x, kernel)[1](gradient)
 
-    return x_gradient, jax.lax.platform_dependent(x, kernel, gradient, cpu=on_cpu, default=elsewhere)
+    return jax.lax.platform_dependent(*saved, gradient, cpu=on_cpu, default=elsewhere)
 
 
 strided_conv.defvjp(lambda x, kernel, stride: (strided_conv(x, kernel, stride), (x, kernel)), _strided_conv_backward)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from medvlp_jax.encoders.convolution import square_conv
+from medvlp_jax.encoders.convolution import Colours, check_channels, grey_conv, square_conv
 from medvlp_jax.layers.norm import BatchNorm, StatsScope
 from medvlp_jax.layers.residual import relu
 
@@ -38,8 +38,8 @@ class ResNet(nn.Module):
             'small' = 3x3 stride 1, no pooling, for images of 32-64 pixels.
         stage_sizes, widths, strides: per stage overrides; three stage sizes cut the trunk after stage 3.
         zero_init_last_bn: zero scale in the last norm of each block, so that blocks start as the identity.
-        in_channels: channels of the stored stem kernel. A one-channel image meets a three-channel kernel through the
-            kernel's sum over input channels, which equals copying the grey channel, at a third of the cost.
+        in_channels: channels of the stored stem kernel.
+        colours: what a one-channel image is in each of them, `factor * grey + offset`; without, the same in all.
         bn_*: see `medvlp_jax.layers.norm.BatchNorm`.
         remat: recompute each block in the backward pass.
         dtype: compute dtype; parameters stay float32.
@@ -54,6 +54,7 @@ class ResNet(nn.Module):
     strides: Sequence[int] | None = None
     zero_init_last_bn: bool = False
     in_channels: int = 3
+    colours: Colours = ()
     bn_scope: StatsScope = "global"
     bn_group_size: int = 0
     bn_views: int = 1
@@ -86,7 +87,8 @@ class ResNet(nn.Module):
             views=self.bn_views,
             dtype=self.dtype,
         )
-        x = Stem(self.width, self.stem, self.in_channels, self.dtype, name="stem_conv")(image.astype(self.dtype))
+        stem = Stem(self.width, self.stem, self.in_channels, self.colours, self.dtype, name="stem_conv")
+        x = stem(image)
         x = relu(norm(name="stem_norm")(x, train=train))
         if self.stem in ("imagenet", "space_to_depth"):
             x = max_pool_3x3(x)
@@ -217,23 +219,23 @@ class Stem(nn.Module):
     features: int
     form: str
     in_channels: int = 3
+    colours: Colours = ()
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, image: jax.Array) -> jax.Array:
         if self.form not in STEMS:
             raise ValueError(f"ResNet stem={self.form!r} is unknown. Choose one of {', '.join(STEMS)}.")
-        channels = image.shape[-1]
-        if channels not in (1, self.in_channels):
-            raise ValueError(f"ResNet takes images with 1 or {self.in_channels} channels, got shape {image.shape}.")
+        check_channels("ResNet", image, self.in_channels, self.colours)
         size = 3 if self.form == "small" else 7
         kernel = self.param("kernel", _kernel_init, (size, size, self.in_channels, self.features), jnp.float32)
-        if channels < self.in_channels:
-            kernel = jnp.sum(kernel, axis=2, keepdims=True)
-        kernel = kernel.astype(self.dtype)
-        if self.form in ("small", "imagenet"):
-            return square_conv(image, kernel, 1 if self.form == "small" else 2)
-        return space_to_depth_conv(image, kernel, 4 if self.form == "stride4" else 2)
+        stride = {"small": 1, "imagenet": 2, "space_to_depth": 2, "stride4": 4}[self.form]
+        conv = functools.partial(
+            square_conv if self.form in ("small", "imagenet") else space_to_depth_conv, stride=stride
+        )
+        if image.shape[-1] == self.in_channels:
+            return conv(image.astype(self.dtype), kernel.astype(self.dtype))
+        return grey_conv(conv, image, kernel, self.colours or ((1.0, 0.0),) * self.in_channels, self.dtype)
 
 
 def space_to_depth_conv(x: jax.Array, kernel: jax.Array, stride: int = 2) -> jax.Array:

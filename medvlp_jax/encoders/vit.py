@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from medvlp_jax.encoders.transformer import FeedForward, SelfAttention, layer_norm, linear_around
+from medvlp_jax.encoders.convolution import Colours, check_channels, spread
+from medvlp_jax.encoders.transformer import FeedForward, LayerNorm, SelfAttention, linear_around
 
 # variant -> (width, layers, heads, feed-forward width)
 VARIANTS: dict[str, tuple[int, int, int, int]] = {
@@ -25,7 +26,8 @@ class ViT(nn.Module):
         width, layers, heads, hidden: see `VARIANTS` and `vit`.
         patch: patch side in pixels.
         image: side of the square image the position table is for; other sides go through `resize_positions`.
-        in_channels: channels of the stored patch kernel; a one-channel image meets their sum, as in `ResNet`.
+        in_channels: channels of the stored patch kernel.
+        colours: what a one-channel image is in each of them, as in `ResNet`.
         epsilon: of every LayerNorm; 1e-6 in timm, 1e-12 in transformers.
         activation: name as in a transformers config; 'gelu' is the exact form.
         pooler: transformers' tanh pooler of the class token.
@@ -42,6 +44,7 @@ class ViT(nn.Module):
     patch: int = 16
     image: int = 224
     in_channels: int = 3
+    colours: Colours = ()
     epsilon: float = 1e-6
     activation: str = "gelu"
     dropout: float = 0.0
@@ -75,6 +78,9 @@ class ViT(nn.Module):
                 f"ViT for {self.image}x{self.image} images in patches of {self.patch} got {height}x{width}. "
                 f"Build it with image={height} and pass its position table through resize_positions."
             )
+        check_channels("ViT", image, self.in_channels, self.colours)
+        if self.colours and image.shape[-1] == 1:
+            image = spread(image, self.colours)
         x = PatchEmbedding(self.width, self.patch, self.in_channels, self.dtype, name="patch_embedding")(image)
         grid = self.image // self.patch
         x = x.reshape(n, grid * grid, self.width)
@@ -93,7 +99,7 @@ class ViT(nn.Module):
             )(x, train, parts)
             if self.blocks:
                 levels[f"block{i + 1}"] = x
-        norm = layer_norm(self.epsilon, self.dtype, "norm")
+        norm = LayerNorm(self.epsilon, self.dtype, name="norm")
         if class_parts is not None:
             levels["class_parts"] = linear_around(norm, x[:, 0], class_parts).reshape(n, grid, grid, self.width)
         x = norm(x)
@@ -126,8 +132,6 @@ class PatchEmbedding(nn.Module):
     @nn.compact
     def __call__(self, image: jax.Array) -> jax.Array:
         n, height, width, channels = image.shape
-        if channels not in (1, self.in_channels):
-            raise ValueError(f"ViT takes images with 1 or {self.in_channels} channels, got shape {image.shape}.")
         shape = (self.patch, self.patch, self.in_channels, self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
@@ -154,9 +158,9 @@ class ViTBlock(nn.Module):
         """Output [N, L, E], attention weights; with `parts` what each other token adds to the first, [N, L - 1, E]."""
         drop = nn.Dropout(self.dropout, deterministic=not train)
         init = nn.initializers.truncated_normal(0.02)
-        norm1 = layer_norm(self.epsilon, self.dtype, "attention_norm")
+        norm1 = LayerNorm(self.epsilon, self.dtype, name="attention_norm")
         attention = SelfAttention(self.heads, self.dropout, kernel_init=init, dtype=self.dtype, name="attention")
-        norm2 = layer_norm(self.epsilon, self.dtype, "feed_forward_norm")
+        norm2 = LayerNorm(self.epsilon, self.dtype, name="feed_forward_norm")
         feed = FeedForward(self.hidden, self.activation, kernel_init=init, dtype=self.dtype, name="feed_forward")
         y, weights, *seen = attention(norm1(x), train=train, parts=parts)
         middle = x + drop(y)

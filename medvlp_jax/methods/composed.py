@@ -69,7 +69,7 @@ class Composed(nn.Module):
         norm = towers.batch_norm(model) if model.head.norm else None
         image_norm = {**norm, "views": views} if norm else None
         images = {term.image for term in self.terms.values() if "image" in term}
-        self.trunk = towers.trunk(model, views)
+        self.trunk = towers.trunk(model, self.image)
         if "pooled" in images:
             self.image_head = ProjectionHead(model.head.image_hidden, norm=image_norm, **rest)
         if "levels" in images:
@@ -152,7 +152,7 @@ class Composed(nn.Module):
         return e
 
     def _levels(self, image_BxVxHxWx1: Array, train: bool) -> dict[str, Array]:
-        pixel_NxHxWxC = towers.pixels(image_BxVxHxWx1, self.image, self.model.dtype)
+        pixel_NxHxWxC = towers.pixels(image_BxVxHxWx1, self.image)
         return towers.with_pooled(self.trunk(pixel_NxHxWxC, train=train))
 
     def _images(self, levels: dict[str, Array], shape: tuple[int, int], train: bool) -> dict[str, Array]:

@@ -99,7 +99,7 @@ class Gloria(nn.Module):
 
     def setup(self):
         rest = {"features": self.bert.hidden_size, "norm": None, "dtype": jnp.dtype(self.model.dtype)}
-        self.trunk = towers.trunk(self.model, self.image.views)
+        self.trunk = towers.trunk(self.model, self.image)
         self.image_head = ProjectionHead(0, **rest)
         self.region_head = ProjectionHead(0, **rest, use_bias=False)
         self.text_tower = towers.trained_bert(self.bert, self.text)

@@ -100,7 +100,7 @@ class Imitate(nn.Module):
         model, views = self.model, self.image.views
         dtype = jnp.dtype(model.dtype)
         norm = towers.batch_norm(model)
-        self.trunk = towers.trunk(model, views)
+        self.trunk = towers.trunk(model, self.image)
         self.read = ReadBranch(model.read, model.features, {**norm, "views": views * model.read.draws}, dtype)
         self.diagnosis_head = ProjectionHead(model.diagnosis_hidden, model.features, {**norm, "views": views}, dtype)
         self.text_head = ProjectionHead(model.text_hidden, model.features, norm, dtype)
@@ -141,7 +141,7 @@ class Imitate(nn.Module):
 
     def _image(self, image_BxVxHxWx1: Array, train: bool):
         batch, views = image_BxVxHxWx1.shape[:2]
-        levels = self.trunk(towers.pixels(image_BxVxHxWx1, self.image, self.model.dtype), train=train)
+        levels = self.trunk(towers.pixels(image_BxVxHxWx1, self.image), train=train)
         diagnosis_BxVxD = self.diagnosis_head(levels["pooled"], train=train).reshape(batch, views, -1)
         return self._read(levels, batch, views, train), diagnosis_BxVxD, dict(levels)
 

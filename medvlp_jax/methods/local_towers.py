@@ -43,7 +43,7 @@ def levels_and_regions(
     Args: image, model: `config.image` and `config.model`, with `upsample`: side of what the trunk sees, 0: views as
       they are. Raises: as `local_level`.
     """
-    pixel_NxHxWxC = towers.pixels(image_BxVxHxWx1, image, model.dtype, side=model.upsample)
+    pixel_NxHxWxC = towers.pixels(image_BxVxHxWx1, image, side=model.upsample)
     levels = dict(trunk(pixel_NxHxWxC, train=train))
     return levels, region_head(local_level(levels, model.local.level), train=train)
 

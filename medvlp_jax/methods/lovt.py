@@ -106,7 +106,7 @@ class Lovt(nn.Module):
         norm = towers.batch_norm(model)
         image_norm = {**norm, "views": self.image.views}
         head = {"features": model.features, "dtype": dtype, "init": model.head.init, "norm_output": False}
-        self.trunk = towers.trunk(model, self.image.views)
+        self.trunk = towers.trunk(model, self.image)
         self.text_tower = towers.trained_bert(self.bert, self.text)
         self.image_pool = AttentionPool(model.pool.heads, dtype=dtype)
         self.text_pool = AttentionPool(model.pool.heads, model.pool.mean_over_padding, dtype=dtype)
@@ -177,7 +177,7 @@ class Lovt(nn.Module):
         )
 
     def _levels(self, image_BxVxHxWx1: Array, train: bool) -> dict[str, Array]:
-        pixel_NxHxWxC = towers.pixels(image_BxVxHxWx1, self.image, self.model.dtype)
+        pixel_NxHxWxC = towers.pixels(image_BxVxHxWx1, self.image)
         return towers.with_pooled(self.trunk(pixel_NxHxWxC, train=train))
 
     def _text(self, batch: dict[str, Array], train: bool) -> tuple[Array, Array, Array, Array]:

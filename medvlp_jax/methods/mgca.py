@@ -104,7 +104,7 @@ class Mgca(nn.Module):
         model, norm = self.model, towers.batch_norm(self.model)
         rest = {"features": model.features, "dtype": jnp.dtype(model.dtype)}
         of_image = {**norm, "views": self.image.views}
-        self.trunk = towers.trunk(model, self.image.views)
+        self.trunk = towers.trunk(model, self.image)
         self.image_head = ProjectionHead(model.head.image_hidden, norm=of_image, **rest)
         self.region_head = ProjectionHead(model.head.region_hidden, norm=of_image, **rest)
         self.text_head = ProjectionHead(model.head.text_hidden, norm=norm, **rest)

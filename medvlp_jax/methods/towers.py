@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from medvlp_jax.encoders.bert import Bert, BertConfig, at_shortest_length, pool
+from medvlp_jax.encoders.convolution import Colours
 from medvlp_jax.encoders.resnet import ResNet
 from medvlp_jax.encoders.vit import ViT, vit
 
@@ -18,30 +19,32 @@ def batch_norm(model: Any) -> dict[str, Any]:
     return {"stats_scope": model.bn.scope, "group_size": model.bn.group_size, "momentum": model.bn.momentum}
 
 
-def trunk(model: Any, views: int) -> ResNet | ViT:
-    """The image trunk of `config.model`, unbound: a ResNet, or the ViT that `model.trunk.vit` names ("B/16")."""
+def trunk(model: Any, image: Any) -> ResNet | ViT:
+    """The image trunk of `config.model` for `pixels` of `config.image`, unbound: a ResNet, or the ViT that
+    `model.trunk.vit` names ("B/16")."""
     fields = {name: value for name, value in model.trunk.items() if name != "weights"}
+    fields["colours"] = colours(image)
     if "vit" in fields:
         return vit(fields.pop("vit"), **fields, dtype=jnp.dtype(model.dtype))
     norm = {f"bn_{name.removeprefix('stats_')}": value for name, value in batch_norm(model).items()}
-    return ResNet(**fields, **norm, bn_views=views, dtype=jnp.dtype(model.dtype))
+    return ResNet(**fields, **norm, bn_views=image.views, dtype=jnp.dtype(model.dtype))
 
 
-def pixels(image_BxVxHxWx1: Array, image: Any, dtype: Any, *, side: int = 0) -> Float[Array, "N H W C"]:
-    """Views uint8 as a trunk takes them, example-major.
+def pixels(image_BxVxHxWx1: Array, image: Any, *, side: int = 0) -> Float[Array, "N H W 1"]:
+    """Views uint8 as a trunk takes them, float32, example-major: one channel, of which its `colours` make the others.
 
-    Args: image: `config.image`; dtype: compute type; side: what views are enlarged to (`enlarge`), 0: not.
+    Args: image: `config.image`; side: what views are enlarged to (`enlarge`), 0: not.
     """
     if side:
         image_BxVxHxWx1 = enlarge(image_BxVxHxWx1, side)
-    pixel_BxVxHxWxC = normalize(image_BxVxHxWx1, image.mean, image.std)
-    return pixel_BxVxHxWxC.reshape(-1, *pixel_BxVxHxWxC.shape[2:]).astype(dtype)
+    pixel_BxVxHxWx1 = (image_BxVxHxWx1.astype(jnp.float32) / 255.0 - image.mean[0]) / image.std[0]
+    return pixel_BxVxHxWx1.reshape(-1, *pixel_BxVxHxWx1.shape[2:])
 
 
-def normalize(image: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Array, "... C"]:
-    """uint8 grey [..., 1] -> float32 [..., C], `(x / 255 - mean) / std`, one output channel per statistic."""
-    scaled = image.astype(jnp.float32) / 255.0
-    return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+def colours(image: Any) -> Colours:
+    """What channels `(x / 255 - mean) / std` of grey x are of its first, a channel per statistic of `config.image`."""
+    (mean, *_), (std, *_) = image.mean, image.std
+    return tuple((std / s, (mean - m) / s) for m, s in zip(image.mean, image.std, strict=True))
 
 
 def enlarge(image: Array, side: int) -> Float[Array, "... S S C"]:

@@ -64,7 +64,7 @@ class TwoTowers(nn.Module):
         rest = {"features": model.features, "dtype": dtype, "use_bias": model.head.use_bias, "init": model.head.init}
         norm = towers.batch_norm(model) if model.head.norm else None
         image_norm = {**norm, "views": self.image.views} if norm else None
-        self.trunk = towers.trunk(model, self.image.views)
+        self.trunk = towers.trunk(model, self.image)
         self.image_head = ProjectionHead(model.head.image_hidden, norm=image_norm, **rest)
         self.text_head = ProjectionHead(model.head.text_hidden, norm=norm, **rest)
         if self.bert is not None:
@@ -80,7 +80,7 @@ class TwoTowers(nn.Module):
     def embed_image(self, image_BxVxHxWx1: Array, *, train: bool = False) -> ImageEmbedding:
         """`regions`: what each place of the last map contributes to the image's vector, their mean."""
         shape = image_BxVxHxWx1.shape[:2]
-        pixel_NxHxWxC = towers.pixels(image_BxVxHxWx1, self.image, self.model.dtype)
+        pixel_NxHxWxC = towers.pixels(image_BxVxHxWx1, self.image)
         levels = towers.with_pooled(self.trunk(pixel_NxHxWxC, train=train))
         image_BxVxD = self.image_head(levels["pooled"], train=train).reshape(*shape, -1)
         regions = {self.section: towers.regions(self.image_head, levels, shape)}

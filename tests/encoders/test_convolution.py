@@ -1,5 +1,8 @@
 """The CPU forms of convolutions: values and gradients of the definition, and no trace of them on accelerators."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,7 +96,49 @@ def test_accelerators_and_half_precision_keep_the_plain_convolution():
         lowered = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).trace(*shapes).lower(lowering_platforms=(platform,))
         return lowered.as_text().count("stablehlo.convolution")
 
-    for size, stride, products in ((3, 1, 3), (7, 2, 1)):
+    for size, stride, products in ((3, 1, 3), (7, 2, 2)):
         assert convolutions("tpu", jnp.float32, size, stride) == 3
         assert convolutions("cpu", jnp.bfloat16, size, stride) == 3
         assert convolutions("cpu", jnp.float32, size, stride) == 3 - products
+
+
+COLOURS = ((1.0, 0.0), (1.02, 0.13), (0.9, -0.4))
+
+
+def grey_parts():
+    rng = np.random.default_rng(0)
+    shapes = ((3, 9, 8, 1), (7, 7, 3, 64), (3, 5, 4, 64))
+    return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+
+
+@pytest.mark.parametrize("colours", [COLOURS, tuple((factor, 0.0) for factor, _ in COLOURS)])
+def test_convolution_of_grey_is_that_of_the_channels_made_of_it(colours):
+    grey, kernel, gradient = grey_parts()
+    conv = functools.partial(convolution.square_conv, stride=2)
+    factor, offset = np.asarray(colours).T
+
+    @jax.jit
+    def both(grey, kernel):
+        y, pull = jax.vjp(lambda *x: convolution.grey_conv(conv, *x, colours, jnp.float32), grey, kernel)
+        return y, *pull(gradient)
+
+    channels = grey.astype(np.float64) * factor + offset
+    y, channels_gradient, kernel_gradient = in_float64(channels, kernel, gradient, 2)
+    grey_gradient = (channels_gradient * factor).sum(axis=-1, keepdims=True)
+    for got, expected in zip(both(grey, kernel), (y, grey_gradient, kernel_gradient), strict=True):
+        assert np.abs(got - expected).max() / np.abs(expected).max() < 3e-6
+
+
+def test_accelerators_convolve_all_channels_made_of_grey():
+    def kernels(platform, colours):
+        def conv(grey, kernel):
+            conv = functools.partial(convolution.square_conv, stride=2)
+            return convolution.grey_conv(conv, grey, kernel, colours, jnp.bfloat16)
+
+        grey, kernel, _ = grey_parts()
+        lowered = jax.jit(conv).trace(grey, kernel).lower(lowering_platforms=(platform,)).as_text()
+        return [int(channels) for channels in re.findall(r"convolution\(.*tensor<7x7x(\d)x64xbf16>\)", lowered)]
+
+    assert kernels("tpu", COLOURS) == [3]
+    assert kernels("cpu", COLOURS) == [1, 1]
+    assert kernels("tpu", tuple((factor, 0.0) for factor, _ in COLOURS)) == [1]

@@ -115,6 +115,26 @@ def test_grey_image_equals_three_copies_and_space_to_depth_equals_the_stem():
         np.testing.assert_allclose(blocks[stage], copied[stage], atol=1e-5 * scale)
 
 
+COLOURS = ((1.0, 0.0), (1.1, 0.2), (0.8, -0.5))
+
+
+@pytest.mark.parametrize("stem", ["imagenet", "space_to_depth", "stride4", "small"])
+def test_grey_image_with_colours_equals_the_channels_made_of_it(stem):
+    model = ResNet(**{**ref.RESNETS["basic"], "stem": stem, "stage_sizes": (1,)}, colours=COLOURS)
+    variables = filled(model)
+    grey = ref.image(2, 32, 1)
+    made = forward(model, variables, grey * np.float32(COLOURS)[:, 0] + np.float32(COLOURS)[:, 1], train=False)
+    direct = forward(model, variables, grey, train=False)
+    np.testing.assert_allclose(direct["stage1"], made["stage1"], atol=1e-5 * np.abs(made["stage1"]).max())
+
+
+def test_statistics_of_other_channels_than_the_trunk_has():
+    with pytest.raises(ValueError, match=r"in_channels=1, but .* of 3 channels\. Use as many in image\.mean"):
+        shapes_of(ResNet(in_channels=1, colours=COLOURS), channels=1)
+    with pytest.raises(ValueError, match="ResNet takes images with 1 or 3 channels, got shape"):
+        shapes_of(ResNet(colours=COLOURS), channels=2)
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1, 2), (2, 5, 6, 3), (2, 7, 7, 2), (2, 16, 16, 2)])
 def test_max_pool_equals_reduce_window_with_its_gradient(shape):
     x = jnp.asarray(ref.uniform("pool", shape))

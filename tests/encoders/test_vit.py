@@ -98,6 +98,13 @@ def test_grey_image_equals_three_copies(variables):
     np.testing.assert_allclose(direct, copied, atol=1e-5)
 
 
+def test_grey_image_with_colours_equals_the_channels_made_of_it(variables):
+    grey, colours = IMAGE[..., :1], ((1.0, 0.0), (1.1, 0.2), (0.8, -0.5))
+    direct = jax.jit(MODEL.clone(colours=colours).apply)(variables, grey)["cls"]
+    made = APPLY(variables, grey * np.float32(colours)[:, 0] + np.float32(colours)[:, 1])["cls"]
+    np.testing.assert_allclose(direct, made, atol=1e-5)
+
+
 def test_remat_keeps_the_gradients(variables):
     def gradients(model):
         return jax.jit(jax.grad(lambda v: jnp.sum(model.apply(v, IMAGE)["cls"] ** 2)))(variables)

@@ -176,9 +176,7 @@ def test_patches_of_a_vit_weigh_what_its_class_token_pays_them():
     np.testing.assert_allclose(image.regions["report"].mean(axis=(2, 3)), image.aligned["report"], atol=1e-5)
     assert np.ptp(np.asarray(image.regions["report"]), axis=(2, 3)).max() > 0.01
     trunk = model.bind(variables).trunk.clone(parent=None, name=None)
-    levels = jax.jit(trunk.apply)(
-        {"params": variables["params"]["trunk"]}, towers.pixels(batch["image"], config.image, "float32")
-    )
+    levels = jax.jit(trunk.apply)({"params": variables["params"]["trunk"]}, towers.pixels(batch["image"], config.image))
     np.testing.assert_allclose(image.pooled_BxVxC[:, 0], levels["cls"], atol=1e-4)
     paid = np.asarray(levels["attention"])
     np.testing.assert_allclose(paid.sum(axis=-1), 1.0, rtol=1e-5)
