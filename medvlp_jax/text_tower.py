@@ -53,7 +53,8 @@ class TextTower(NamedTuple):
         return self._replace(variables=variables, key=key)
 
     def encode(self, variables: Any, ids_BxL: Int[Array, "B L"], mask_BxL: Int[Array, "B L"]) -> Float[Array, "B E"]:
-        hidden = bert.Bert(self.config, dtype=self.dtype).apply(variables, ids_BxL, mask_BxL).last
+        queries = 1 if self.pooling == "cls" else None  # then nobody reads the other positions of the last layer
+        hidden = bert.Bert(self.config, dtype=self.dtype).apply(variables, ids_BxL, mask_BxL, queries=queries).last
         return jax.lax.stop_gradient(bert.pool(hidden, mask_BxL, self.pooling)).astype(jnp.float32)
 
     def encode_groups(

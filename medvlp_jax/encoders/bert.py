@@ -96,6 +96,7 @@ class Bert(nn.Module):
         train: bool = False,
         inputs_embeds: jax.Array | None = None,
         room: int = 0,
+        queries: int | None = None,
     ) -> BertOutput:
         """Encodes token ids.
 
@@ -105,6 +106,7 @@ class Bert(nn.Module):
             token_types: [B, L] int, default 0.
             train: apply dropout (rng 'dropout').
             room: with `remat`, the length that inputs of layers are kept at, at least L; see `at_shortest_length`.
+            queries: how many of the first positions the last layer encodes; all without. `last` has no others then.
 
         Raises:
             ValueError: neither or both of ids and inputs_embeds, or more positions than the table has.
@@ -129,12 +131,13 @@ class Bert(nn.Module):
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
 
         bias = key_bias(mask)
-        layer_class = nn.remat(BertLayer, static_argnums=(3,)) if self.remat else BertLayer
+        layer_class = nn.remat(BertLayer, static_argnums=(3, 4)) if self.remat else BertLayer
         hidden, attention = [x], None
         x = _resized(x, max(room, length) if self.remat else length)
         for i in range(config.num_hidden_layers):
-            x, attention = layer_class(config, self.dropout, self.dtype, name=f"layer_{i}")(x, bias, train)
-            hidden.append(_resized(x, length))
+            last = queries if i == config.num_hidden_layers - 1 else None
+            x, attention = layer_class(config, self.dropout, self.dtype, name=f"layer_{i}")(x, bias, train, last)
+            hidden.append(_resized(x, last or length))
         pooled = None
         if self.pooler:
             dense = nn.Dense(config.hidden_size, dtype=self.dtype, kernel_init=init, name="pooler")
@@ -152,7 +155,8 @@ class Bert(nn.Module):
 class BertLayer(nn.Module):
     """Attention and feed-forward, each followed by residual and LayerNorm (post-norm).
 
-    Of x [B, L, E] the first positions, as many as `bias` has, are encoded; the others come out as zeros.
+    Of x [B, L, E] the first positions, as many as `bias` has, are encoded; the others come out as zeros. With `queries`
+    only so many of them are, and no others come out.
     """
 
     config: BertConfig
@@ -160,20 +164,22 @@ class BertLayer(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, bias: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, x: jax.Array, bias: jax.Array, train: bool, queries: int | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         config = self.config
         init = nn.initializers.normal(config.initializer_range)
         drop = nn.Dropout(self.dropout, deterministic=not train)
         room, x = x.shape[1], _resized(x, bias.shape[-1])
         attended, weights = SelfAttention(
             config.num_attention_heads, self.dropout, kernel_init=init, dtype=self.dtype, name="attention"
-        )(x, bias, train=train)
-        x = LayerNorm(config.layer_norm_eps, self.dtype, name="attention_norm")(x + drop(attended))
+        )(x, bias, train=train, queries=queries)
+        x = LayerNorm(config.layer_norm_eps, self.dtype, name="attention_norm")(x[:, :queries] + drop(attended))
         h = FeedForward(
             config.intermediate_size, config.hidden_act, kernel_init=init, dtype=self.dtype, name="feed_forward"
         )(x)
         x = LayerNorm(config.layer_norm_eps, self.dtype, name="feed_forward_norm")(x + drop(h))
-        return _resized(x, room), weights
+        return _resized(x, queries or room), weights
 
 
 def _resized(x: jax.Array, length: int) -> jax.Array:

@@ -109,7 +109,13 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, bias: jax.Array | None = None, *, train: bool = False, parts: bool = False
+        self,
+        x: jax.Array,
+        bias: jax.Array | None = None,
+        *,
+        train: bool = False,
+        parts: bool = False,
+        queries: int | None = None,
     ) -> tuple[jax.Array, ...]:
         """Attends within x [B, L, E].
 
@@ -117,9 +123,10 @@ class SelfAttention(nn.Module):
             bias: added to the logits, broadcastable to [B, H, L, L]; see `key_bias`.
             train: apply dropout to the attention weights (rng 'dropout').
             parts: also tell what the first position sees in every other one.
+            queries: how many of the first positions attend, Q; all without.
 
         Returns:
-            Output [B, L, E] and attention weights [B, H, L, L] (before dropout); with `parts` also [B, L - 1, E], with
+            Output [B, Q, E] and attention weights [B, H, Q, L] (before dropout); with `parts` also [B, L - 1, E], with
             the attention as it is: the mean is the first output, what it sees in itself spread evenly.
         """
         width = x.shape[-1]
@@ -130,12 +137,19 @@ class SelfAttention(nn.Module):
             HeadProjection(self.heads, head_dim, self.qkv_bias, self.kernel_init, name=name)(width)
             for name in ("query", "key", "value")
         ]
-        kernel = jnp.stack([kernel for kernel, _ in projections], axis=1).astype(self.dtype)
-        qkv = dot_general(x.astype(self.dtype), kernel, (((x.ndim - 1,), (0,)), ((), ())))
-        if self.qkv_bias:
-            qkv = qkv + jnp.stack([bias for _, bias in projections]).astype(self.dtype)
-        # Heads before positions: products of whole matrices, which XLA's CPU code does in half the time.
-        query, key, value = qkv.transpose(2, 0, 3, 1, 4)  # each [B, H, L, D]
+
+        def project_in(x, projections):
+            kernel = jnp.stack([kernel for kernel, _ in projections], axis=1).astype(self.dtype)
+            projected = dot_general(x.astype(self.dtype), kernel, (((x.ndim - 1,), (0,)), ((), ())))
+            if self.qkv_bias:
+                projected = projected + jnp.stack([bias for _, bias in projections]).astype(self.dtype)
+            # Heads before positions: products of whole matrices, which XLA's CPU code does in half the time.
+            return projected.transpose(2, 0, 3, 1, 4)  # each [B, H, L, D]
+
+        if queries is None:
+            query, key, value = project_in(x, projections)
+        else:
+            (query,), (key, value) = project_in(x[:, :queries], projections[:1]), project_in(x, projections[1:])
 
         logits = jnp.einsum("bhld,bhmd->bhlm", query * head_dim**-0.5, key)
         logits = logits.astype(jnp.float32)

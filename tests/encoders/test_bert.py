@@ -52,6 +52,15 @@ def test_hidden_states_attention_and_logits_match_transformers_golden_values(enc
     assert_golden(jax.jit(BertForMaskedLM(CONFIG).apply)(masked_lm, IDS, MASK, TYPES), GOLDEN["bert_logits"])
 
 
+@pytest.mark.parametrize("remat", [False, True])
+def test_first_positions_alone_are_those_of_all(encoder, remat):
+    whole, model = encode(encoder), Bert(CONFIG, remat=remat)
+    part = jax.jit(functools.partial(model.apply, queries=2, room=24))(encoder, IDS, MASK, TYPES)
+    np.testing.assert_allclose(part.last, whole.last[:, :2], atol=1e-5)
+    np.testing.assert_allclose(part.attention, whole.attention[:, :, :2], atol=1e-5)
+    assert part.hidden[-2].shape == whole.hidden[-2].shape
+
+
 def test_pooler_and_hidden_states_match_transformers(tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
