@@ -15,7 +15,9 @@ def _asked_anew():
 
 
 def test_products_of_large_programs_are_not_left_to_ynnpack():
-    assert compiler.known() or jax.__version_info__ >= (0, 11)
+    if not compiler.known():
+        assert jax.__version_info__ >= (0, 11)
+        pytest.skip("this jaxlib does not know the options")
     x = jnp.ones((64, 64))
     program = compiler.jit(lambda x: x @ x).lower(x).compile()
     assert "ynn_fusion" not in program.as_text()

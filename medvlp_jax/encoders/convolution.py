@@ -44,7 +44,7 @@ def check_channels(trunk: str, image: jax.Array, in_channels: int, colours: Colo
         )
 
 
-def spread(grey: jax.Array, colours: Colours) -> jax.Array:
+def colour_channels(grey: jax.Array, colours: Colours) -> jax.Array:
     """Channels `factor * grey + offset` of [..., 1], one per pair of `colours`, float32."""
     factor_C, offset_C = np.asarray(colours, np.float32).T
     return grey * factor_C + offset_C
@@ -53,7 +53,7 @@ def spread(grey: jax.Array, colours: Colours) -> jax.Array:
 def grey_conv(
     conv: Callable[[jax.Array, jax.Array], jax.Array], grey: jax.Array, kernel: jax.Array, colours: Colours, dtype: Any
 ) -> jax.Array:
-    """`conv(spread(grey, colours), kernel)` of grey [N, H, W, 1] and a kernel [s, s, C, O], computed in `dtype`.
+    """`conv(colour_channels(grey, colours), kernel)` of grey [N, H, W, 1] and a kernel [s, s, C, O], computed in `dtype`.
 
     Channels that are multiples of one another are one, with the sum of their kernels. Offsets are the same for all
     images and differ at padded edges only: on CPU they are a convolution of their own, so that ResNet's stem has a
@@ -79,7 +79,7 @@ def grey_conv(
     on_cpu.defvjp(lambda *parts: (of_two(*parts), parts), backward)
 
     def of_all(grey, kernel):
-        return conv(spread(grey, colours).astype(dtype), kernel.astype(dtype))
+        return conv(colour_channels(grey, colours).astype(dtype), kernel.astype(dtype))
 
     if not offset_Cx1.any():
         return of_one(grey, factor_Cx1, kernel)

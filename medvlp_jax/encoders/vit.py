@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from medvlp_jax.encoders.convolution import Colours, check_channels, spread
+from medvlp_jax.encoders.convolution import Colours, check_channels, colour_channels
 from medvlp_jax.encoders.transformer import FeedForward, LayerNorm, SelfAttention, linear_around
 
 # variant -> (width, layers, heads, feed-forward width)
@@ -80,7 +80,7 @@ class ViT(nn.Module):
             )
         check_channels("ViT", image, self.in_channels, self.colours)
         if self.colours and image.shape[-1] == 1:
-            image = spread(image, self.colours)
+            image = colour_channels(image, self.colours)
         x = PatchEmbedding(self.width, self.patch, self.in_channels, self.dtype, name="patch_embedding")(image)
         grid = self.image // self.patch
         x = x.reshape(n, grid * grid, self.width)
