@@ -53,7 +53,7 @@ def colour_channels(grey: jax.Array, colours: Colours) -> jax.Array:
 def grey_conv(
     conv: Callable[[jax.Array, jax.Array], jax.Array], grey: jax.Array, kernel: jax.Array, colours: Colours, dtype: Any
 ) -> jax.Array:
-    """`conv(colour_channels(grey, colours), kernel)` of grey [N, H, W, 1] and a kernel [s, s, C, O], computed in `dtype`.
+    """`conv(colour_channels(grey, colours), kernel)` of grey [N, H, W, 1] and kernel [s, s, C, O], in `dtype`.
 
     Channels that are multiples of one another are one, with the sum of their kernels. Offsets are the same for all
     images and differ at padded edges only: on CPU they are a convolution of their own, so that ResNet's stem has a
