@@ -64,7 +64,7 @@ def test_sixteen_pairs_reach_perfect_retrieval(name, preset):
     train_step = jax.jit(steps.make_train_step(model, method, tx, config, examples=PAIRS), donate_argnums=0)
     losses = []
     # LoVT: until its running averages have settled.
-    for _ in range({"lovt": 150}.get(name, 70) if config.text.trained else 200):
+    for _ in range({"lovt": 150, "m_flag": 200, "imitate": 100}.get(name, 70)):
         state, metrics = train_step(state, {}, batch)
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.7 * losses[0]
