@@ -78,14 +78,15 @@ def roll_call(folder: Path, index: int, count: int, address: str, seconds: float
     thread says which of the `count` processes have not come, and ends this one with exit code UNAVAILABLE.
     """
     joined = threading.Event()
-    own = folder / str(index)
+    own, part = folder / str(index), folder / f"{index}.part"
 
     def wait() -> None:
         start = time.monotonic()
         while not joined.wait(min(ROLL_CALL_SECONDS, seconds / 4)):
             with contextlib.suppress(OSError):
                 folder.mkdir(parents=True, exist_ok=True)
-                own.write_text(socket.gethostname(), encoding="utf-8")
+                part.write_text(socket.gethostname(), encoding="utf-8")
+                part.replace(own)  # whole at any time: others may be reading it
             if time.monotonic() - start > seconds:
                 print(_who_is_missing(folder, index, count, address, seconds), file=sys.stderr, flush=True)
                 os._exit(UNAVAILABLE)
@@ -99,6 +100,7 @@ def roll_call(folder: Path, index: int, count: int, address: str, seconds: float
         thread.join()
         with contextlib.suppress(OSError):
             own.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
             folder.rmdir()  # by the last one
 
 

@@ -270,10 +270,13 @@ def test_all_came_but_cannot_talk(tmp_path, monkeypatch):
 
 
 def test_a_roll_call_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(sharding, "ROLL_CALL_SECONDS", 0.01)
+    monkeypatch.setattr(sharding, "ROLL_CALL_SECONDS", 0.0001)
     with sharding.roll_call(tmp_path / "joining", 0, 2, "", 60):
-        while not (tmp_path / "joining" / "0").exists():
+        shown = tmp_path / "joining" / "0"
+        while not shown.exists():
             time.sleep(0.01)
+        # It is renewed all the time, and others never see it empty.
+        assert {shown.read_text() for _ in range(2000)} == {socket.gethostname()}
     assert list(tmp_path.iterdir()) == []
 
 

@@ -189,26 +189,13 @@ def test_what_was_compiled_is_remembered(here, config, monkeypatch, tmp_path):
     assert search.largest_batch(config, here, examples=1, text_width=16) == 8
 
 
-def test_bad_input_is_named():
-    done = tiny.run(
-        [sys.executable, "-m", "medvlp_jax.plan", "--config", "configs/imitate.py:demo", "--topology", "v5"],
-        check=False,
-    )
+def test_bad_input_is_named(tmp_path):
+    command = [sys.executable, "-m", "medvlp_jax.plan", "--config", "configs/imitate.py:demo"]
+    command.append(f"--config.data.dir={tmp_path}")
+    done = tiny.run([*command, "--topology", "v5"], check=False)
     assert done.returncode
     assert "ValueError: Unknown topology 'v5'" in done.stderr
-    done = tiny.run(
-        [
-            sys.executable,
-            "-m",
-            "medvlp_jax.plan",
-            "--config",
-            "configs/imitate.py:demo",
-            "--topology",
-            "v5e:2x2",
-            "--price=v5e",
-        ],
-        check=False,
-    )
+    done = tiny.run([*command, "--topology", "v5e:2x2", "--price=v5e"], check=False)
     assert "must be KIND=NUMBER" in done.stderr
 
 
