@@ -1,5 +1,6 @@
 """One platform, one precision and cheap compilation for all tests, set before JAX starts."""
 
+import gc
 import os
 import subprocess
 
@@ -14,6 +15,7 @@ from absl import flags
 os.environ.setdefault("XLA_FLAGS", tiny.CHEAP)
 jax.config.update("jax_default_matmul_precision", "highest")
 flags.FLAGS.mark_as_parsed()
+gc.set_threshold(100_000, 20, 20)  # as in without_frameworks/sitecustomize.py
 
 
 def pytest_collection_modifyitems(items):
