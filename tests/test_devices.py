@@ -253,7 +253,9 @@ def test_two_processes_score_a_checkpoint_as_one_does(data, one_device, tmp_path
             if twin[field] is None:  # a score without this baseline
                 assert row[field] is None, (row["name"], field)
             else:
-                assert row[field] == pytest.approx(twin[field], rel=1e-4, abs=1e-6), (row["name"], field)
+                # The rounding of a map may move a pixel over the threshold of its mask.
+                rel = 1e-3 if "/miou/" in row["name"] else 1e-4
+                assert row[field] == pytest.approx(twin[field], rel=rel, abs=1e-6), (row["name"], field)
     assert got == expected
 
 

@@ -1,5 +1,6 @@
 """Cloud TPU scripts: `watch` on a simulated gcloud whose hosts are folders, and the part of one host."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -67,7 +68,8 @@ def cloud(tmp_path):
 
     yield watch
     for pid_file in tmp_path.glob("host*/medvlp_run/pid"):
-        call("kill", pid_file.read_text().strip())
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid_file.read_text()), signal.SIGTERM)
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")

@@ -219,7 +219,7 @@ def test_padded_sentences_change_nothing_in_fixed():
         jax.jit(lambda v, b, m=m: m.apply(v, b, train=True, mutable=["batch_stats"]))(variables, batch)
         for m in (model, wide)
     )
-    same = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)  # noqa: E731
+    same = lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5)  # noqa: E731
     jax.tree.map(same, one_stats, other_stats)
     same(one.text_BxD, other.text_BxD)
     same(one.region_seen_BxVxRxD, other.region_seen_BxVxRxD)
