@@ -99,6 +99,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
+    for folder in filter(None, (flags.covid_cxr, flags.lungseg, flags.nih)):
+        if not (folder / "manifest.jsonl").is_file():
+            parser.error(f"{folder} holds no manifest.jsonl; what each folder must hold is said above (--help)")
     flags.out.mkdir(parents=True, exist_ok=True)
     data = str(flags.out / "data")
     prepare("real", rows(flags.covid_cxr, "covid_cxr") + rows(flags.lungseg, "lungseg"), flags.out, data)
