@@ -7,6 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from medvlp_jax.data import whole_files
+
 # What may change between two sessions of one run without making it another run.
 FREE_FIELDS = (
     "total_steps",
@@ -96,9 +98,7 @@ def claim_workdir(config: Any, workdir: Path, *, write: bool = True) -> None:
                 "Use another --workdir, or the config that this run was started with."
             )
     if write:
-        part = path.with_suffix(".tmp")
-        part.write_text(json.dumps(current, indent=1) + "\n", encoding="utf-8")
-        part.replace(path)
+        whole_files.write_text(path, json.dumps(current, indent=1) + "\n")
 
 
 def load(workdir: str | Path) -> ConfigDict:

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from medvlp_jax.data import whole_files
+
 FILE = "goodput.json"
 BEAT_SECONDS = 5.0  # how much of an attempt that was killed may be taken for time between attempts
 # What a second of the wall clock was used for, and the words for it.
@@ -141,9 +143,7 @@ class Goodput:
         with self._lock, contextlib.suppress(OSError):  # a full disk is the checkpoint's to name
             self._ended |= done
             account = {"seconds": self.seconds(), **counts, "time": time.time(), "done": self._ended}
-            part = self._path.with_suffix(".tmp")
-            part.write_text(json.dumps(account) + "\n", encoding="utf-8")
-            part.replace(self._path)
+            whole_files.write_text(self._path, json.dumps(account) + "\n")
 
 
 def share(seconds: Mapping[str, float]) -> float:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from medvlp_jax import goodput
+from medvlp_jax.data import whole_files
 
 
 class MetricWriter:
@@ -89,9 +90,7 @@ def _drop_lines_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [json.dumps(line) + "\n" for line in _whole_lines(path) if line["step"] <= step]
-    part = path.with_suffix(".tmp")
-    part.write_text("".join(kept), encoding="utf-8")
-    part.replace(path)
+    whole_files.write_text(path, "".join(kept))
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:

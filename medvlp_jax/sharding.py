@@ -16,6 +16,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from medvlp_jax.data import whole_files
+
 AXES = ("data", "fsdp")
 # Batches are split over both axes; parameters only over `fsdp`.
 BATCH = PartitionSpec(AXES)
@@ -78,15 +80,14 @@ def roll_call(folder: Path, index: int, count: int, address: str, seconds: float
     thread says which of the `count` processes have not come, and ends this one with exit code UNAVAILABLE.
     """
     joined = threading.Event()
-    own, part = folder / str(index), folder / f"{index}.part"
+    own = folder / str(index)
 
     def wait() -> None:
         start = time.monotonic()
         while not joined.wait(min(ROLL_CALL_SECONDS, seconds / 4)):
             with contextlib.suppress(OSError):
                 folder.mkdir(parents=True, exist_ok=True)
-                part.write_text(socket.gethostname(), encoding="utf-8")
-                part.replace(own)  # whole at any time: others may be reading it
+                whole_files.write_text(own, socket.gethostname())  # others may be reading it
             if time.monotonic() - start > seconds:
                 print(_who_is_missing(folder, index, count, address, seconds), file=sys.stderr, flush=True)
                 os._exit(UNAVAILABLE)
@@ -100,7 +101,6 @@ def roll_call(folder: Path, index: int, count: int, address: str, seconds: float
         thread.join()
         with contextlib.suppress(OSError):
             own.unlink(missing_ok=True)
-            part.unlink(missing_ok=True)
             folder.rmdir()  # by the last one
 
 

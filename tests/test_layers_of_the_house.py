@@ -62,6 +62,7 @@ MAY_IMPORT = {
         "medvlp_jax.report",
         "medvlp_jax.evaluators.scores",
         "medvlp_jax.data.side_tables",
+        "medvlp_jax.data.whole_files",
         *(f"medvlp_jax.{module}" for module in ("build", "config", "metrics", "score_table", "sharding", "text_tower")),
     ),
     "tfds_builders": ("tfds_builders", "medvlp_jax.data"),

@@ -9,6 +9,7 @@ from typing import Any
 
 from medvlp_jax import text_tower
 from medvlp_jax.compare.entries import Entry
+from medvlp_jax.data import whole_files
 from medvlp_jax.evaluators.scores import seeds_interval
 from medvlp_jax.metrics import clock
 from medvlp_jax.report.environment import environment
@@ -262,6 +263,4 @@ def command_line(words: Sequence[str]) -> str:
 def write(content: Mapping[str, Any], out: Path) -> None:
     """Writes `table.json` and `table.md`, each in one step."""
     for name, text in (("table.json", json.dumps(content, indent=1) + "\n"), ("table.md", as_markdown(content))):
-        part = out / f"{name}.tmp"
-        part.write_text(text, encoding="utf-8")
-        part.replace(out / name)
+        whole_files.write_text(out / name, text)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import array
 import csv
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from medvlp_jax.data import whole_files
 from medvlp_jax.data.labels import ABSENT, CHEXPERT_LABELS, PRESENT, UNCERTAIN
 from medvlp_jax.data.records import RecordSource, hashed_id
 from medvlp_jax.data.staging import Staging, count_reasons
@@ -67,9 +67,7 @@ def json_text(value: Any) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """`json_text`, put in place in one step."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json_text(value), encoding="utf-8")
-    os.replace(temporary, path)
+    whole_files.write_text(path, json_text(value))
 
 
 def count_split(source: Any, split: str, progress: bool) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from medvlp_jax.data import whole_files
 from medvlp_jax.data.labels import CHEXPERT_LABELS, NOT_MENTIONED, PRESENT, label_states
 from medvlp_jax.data.preprocess import decode_grey
 from medvlp_jax.data.records import RecordSource
@@ -59,9 +60,7 @@ def gallery(
     made |= {"public": int(embedded.public_N.sum()), "rule": pick.RULE}
     made |= {"cards": _cards(embedded, run), "map": _map(embedded, say)}
     try:
-        part = workdir / f"{FILE}.tmp"
-        part.write_text(json.dumps(made) + "\n", encoding="utf-8")
-        part.replace(workdir / FILE)
+        whole_files.write_text(workdir / FILE, json.dumps(made) + "\n")
     except OSError as error:
         say(f"report    {FILE} is not kept: {error.strerror}")
     return made

@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 
 from medvlp_jax import config as configs
+from medvlp_jax.data import whole_files
 from medvlp_jax.goodput import BEAT_SECONDS
 from medvlp_jax.metrics import clock
 from medvlp_jax.report import charts, scores
@@ -193,9 +194,7 @@ def _dots(points: Sequence[Sequence[int]]) -> str:
 
 def write(path: Path, text: str) -> None:
     """Puts a page in place in one step. Raises: ValueError naming what to do when it cannot be written."""
-    part = path.with_name(f"{path.name}.tmp")
     try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        whole_files.write_text(path, text)
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error.strerror}. Choose another file with --out.") from error
